@@ -1,0 +1,206 @@
+//! Every metric: its name, unit, help text and labels. Handles are passed in; there is no global.
+
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use crate::domain::decision::Tier;
+
+/// What was looked up in a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CacheKind {
+    /// Prefix to candidates.
+    Record,
+    /// Key and hash to verdict.
+    Verdict,
+}
+
+/// How a look-up ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CacheResult {
+    /// Found.
+    Hit,
+    /// Not known.
+    Miss,
+    /// Known not to exist.
+    Absent,
+    /// Found, but the seal or the form was wrong: counted and treated as a miss.
+    Rejected,
+    /// The tier did not answer in time or answered with an error.
+    Error,
+}
+
+/// How a check ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CheckLabels {
+    /// `allow`, `deny` or `unavailable`
+    pub decision: &'static str,
+    /// `ok`, `anonymous`, a denial code, or the cause of an `unavailable`
+    pub reason: &'static str,
+}
+
+/// Which cache, where, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CacheLabels {
+    /// `record` or `verdict`
+    pub cache: CacheKind,
+    /// `memory`, `redis` or `store`
+    pub tier: Tier,
+    /// `hit`, `miss`, `absent`, `rejected` or `error`
+    pub result: CacheResult,
+}
+
+/// Where the record of a check came from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TierLabels {
+    /// `memory`, `redis`, `store`, or `none` where no record was looked up
+    pub tier: &'static str,
+}
+
+/// Which program is running.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BuildLabels {
+    /// The package's version.
+    pub version: &'static str,
+}
+
+macro_rules! label_value {
+    ($type:ty, $($variant:pat => $word:expr),+ $(,)?) => {
+        impl EncodeLabelValue for $type {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+                let word: &str = match self { $($variant => $word),+ };
+                word.encode(encoder)
+            }
+        }
+    };
+}
+
+label_value!(CacheKind, Self::Record => "record", Self::Verdict => "verdict");
+label_value!(
+    CacheResult,
+    Self::Hit => "hit", Self::Miss => "miss", Self::Absent => "absent",
+    Self::Rejected => "rejected", Self::Error => "error",
+);
+label_value!(Tier, tier => tier.as_str());
+
+/// The handles. Cloning shares them.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// `keyward_checks_total`
+    pub checks: Family<CheckLabels, Counter>,
+    /// `keyward_check_duration_seconds`
+    pub check_duration: Family<TierLabels, Histogram, fn() -> Histogram>,
+    /// `keyward_cache_requests_total`
+    pub cache_requests: Family<CacheLabels, Counter>,
+    /// `keyward_bcrypt_duration_seconds`
+    pub bcrypt_duration: Histogram,
+    /// `keyward_bcrypt_queue_depth`
+    pub bcrypt_queue_depth: Gauge,
+    /// `keyward_redis_breaker_open`
+    pub redis_breaker_open: Gauge,
+    /// `keyward_invalid_rows_total`
+    pub invalid_rows: Counter,
+    /// `keyward_last_used_writes_total`
+    pub last_used_writes: Counter,
+    /// `keyward_last_used_dropped_total`
+    pub last_used_dropped: Counter,
+    /// `keyward_change_feed_up`
+    pub change_feed_up: Gauge,
+    build_info: Family<BuildLabels, Gauge<i64, AtomicI64>>,
+}
+
+fn check_buckets() -> Histogram {
+    // 50 µs to 1.6 s: the steps double.
+    Histogram::new(exponential_buckets(0.000_05, 2.0, 16))
+}
+
+impl Metrics {
+    /// New handles, all at zero.
+    pub fn new() -> Self {
+        let metrics = Self {
+            checks: Family::default(),
+            check_duration: Family::new_with_constructor(check_buckets),
+            cache_requests: Family::default(),
+            bcrypt_duration: Histogram::new(exponential_buckets(0.001, 2.0, 12)),
+            bcrypt_queue_depth: Gauge::default(),
+            redis_breaker_open: Gauge::default(),
+            invalid_rows: Counter::<u64, AtomicU64>::default(),
+            last_used_writes: Counter::default(),
+            last_used_dropped: Counter::default(),
+            change_feed_up: Gauge::default(),
+            build_info: Family::default(),
+        };
+        metrics.build_info.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
+        metrics
+    }
+
+    /// Counts one look-up.
+    pub fn count_cache(&self, cache: CacheKind, tier: Tier, result: CacheResult) {
+        self.cache_requests.get_or_create(&CacheLabels { cache, tier, result }).inc();
+    }
+
+    /// How often a look-up ended this way.
+    pub fn cache_count(&self, cache: CacheKind, tier: Tier, result: CacheResult) -> u64 {
+        self.cache_requests.get_or_create(&CacheLabels { cache, tier, result }).get()
+    }
+
+    /// The registry that `/metrics` prints. Names carry their unit; counters get `_total` from the encoder.
+    pub fn registry(&self) -> Registry {
+        let mut registry = Registry::with_prefix("keyward");
+        registry.register("checks", "Checks by decision and reason", self.checks.clone());
+        registry.register(
+            "check_duration_seconds",
+            "Time to decide, by the tier that the record came from",
+            self.check_duration.clone(),
+        );
+        registry.register(
+            "cache_requests",
+            "Look-ups by cache, tier and result",
+            self.cache_requests.clone(),
+        );
+        registry.register(
+            "bcrypt_duration_seconds",
+            "Time of one bcrypt comparison",
+            self.bcrypt_duration.clone(),
+        );
+        registry.register(
+            "bcrypt_queue_depth",
+            "Verifications that wait for a thread",
+            self.bcrypt_queue_depth.clone(),
+        );
+        registry.register(
+            "redis_breaker_open",
+            "1 while Redis is left alone",
+            self.redis_breaker_open.clone(),
+        );
+        registry.register(
+            "invalid_rows",
+            "Key rows read with a hash or a restriction that can't be used",
+            self.invalid_rows.clone(),
+        );
+        registry.register(
+            "last_used_writes",
+            "Keys whose last_used_at was written",
+            self.last_used_writes.clone(),
+        );
+        registry.register(
+            "last_used_dropped",
+            "Uses that were not written because the queue was full or the store refused",
+            self.last_used_dropped.clone(),
+        );
+        registry.register("change_feed_up", "1 while row changes are received", self.change_feed_up.clone());
+        registry.register("build_info", "The running version", self.build_info.clone());
+        registry
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}

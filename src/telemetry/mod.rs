@@ -1,0 +1,4 @@
+//! Metrics and logs: a leaf that may name domain enums as labels and nothing else.
+
+pub mod logging;
+pub mod metrics;
