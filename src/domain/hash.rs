@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn forms() {
-        let defect = |text: &str| KeyHash::parse(text).map(|hash| hash.bcrypt_cost()).map_err(|e| e);
+        let defect = |text: &str| KeyHash::parse(text).map(|hash| hash.bcrypt_cost());
         assert_eq!(defect(GOOD), Ok(Some(10)));
         assert_eq!(defect(&GOOD.replace("$2b$", "$2a$")), Ok(Some(10)));
         assert_eq!(defect(&GOOD.replace("$2b$", "$2y$")), Ok(Some(10)));

@@ -50,6 +50,14 @@ impl Budget {
         }
     }
 
+    /// The limit; `None` = unlimited.
+    pub fn limit(self) -> Option<Cents> {
+        match self {
+            Self::Unlimited => None,
+            Self::Limited { limit, .. } => Some(limit),
+        }
+    }
+
     /// What is left, never below zero; `None` = unlimited.
     pub fn remaining(self) -> Option<Cents> {
         match self {

@@ -72,7 +72,9 @@ fn permitting_policy<'c>(
 fn address(policy: &KeyPolicy, request: &Request<'_>) -> Option<Denial> {
     let admitted = match &policy.networks {
         Allowlist::Unrestricted => true,
-        only => request.client.is_some_and(|client| only.admits(|network| network.contains(client))),
+        only @ Allowlist::Only(_) => {
+            request.client.is_some_and(|client| only.admits(|network| network.contains(client)))
+        }
     };
     (!admitted).then_some(Denial::IpNotAllowed)
 }

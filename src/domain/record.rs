@@ -188,9 +188,8 @@ fn user_record(row: &CandidateRow) -> UserRecord {
     let until = row.account_locked_until.map(Timestamp::from_microseconds);
     let lock = match (row.account_locked, until) {
         // A lock whose end has passed is no lock, so the end decides where there is one.
-        (Some(true), Some(end)) => AccountLock::Until(end),
+        (_, Some(end)) => AccountLock::Until(end),
         (Some(true), None) => AccountLock::Locked,
-        (Some(false) | None, Some(end)) => AccountLock::Until(end),
         (Some(false) | None, None) => AccountLock::Open,
     };
     UserRecord {

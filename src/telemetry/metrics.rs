@@ -1,6 +1,7 @@
 //! Every metric: its name, unit, help text and labels. Handles are passed in; there is no global.
 
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -89,16 +90,28 @@ label_value!(
 label_value!(Tier, tier => tier.as_str());
 
 /// The handles. Cloning shares them.
+///
+/// What every check counts is looked up once, when the handles are made: a family's look-up takes a lock and hashes its
+/// labels. It also means that those series are there, at zero, from the start.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     /// `keyward_checks_total`
-    pub checks: Family<CheckLabels, Counter>,
+    checks: Family<CheckLabels, Counter>,
+    /// The most frequent one of them.
+    checks_allowed: Counter,
     /// `keyward_check_duration_seconds`
-    pub check_duration: Family<TierLabels, Histogram, fn() -> Histogram>,
+    check_duration: Family<TierLabels, Histogram, fn() -> Histogram>,
+    check_durations: ByTier<Histogram>,
+    /// For checks that looked up no record.
+    check_duration_without_tier: Histogram,
     /// `keyward_cache_requests_total`
-    pub cache_requests: Family<CacheLabels, Counter>,
+    cache_requests: Family<CacheLabels, Counter>,
+    record_requests: ByTier<ByResult>,
+    verdict_requests: ByTier<ByResult>,
     /// `keyward_bcrypt_duration_seconds`
     pub bcrypt_duration: Histogram,
+    /// Comparisons so far: the histogram's count, for `/stats`.
+    pub bcrypt_computed: Counter,
     /// `keyward_bcrypt_queue_depth`
     pub bcrypt_queue_depth: Gauge,
     /// `keyward_redis_breaker_open`
@@ -114,6 +127,58 @@ pub struct Metrics {
     build_info: Family<BuildLabels, Gauge<i64, AtomicI64>>,
 }
 
+#[derive(Debug, Clone)]
+struct ByTier<T> {
+    memory: T,
+    redis: T,
+    store: T,
+}
+
+impl<T> ByTier<T> {
+    fn new(make: impl Fn(Tier) -> T) -> Self {
+        Self { memory: make(Tier::Memory), redis: make(Tier::Redis), store: make(Tier::Store) }
+    }
+
+    fn of(&self, tier: Tier) -> &T {
+        match tier {
+            Tier::Memory => &self.memory,
+            Tier::Redis => &self.redis,
+            Tier::Store => &self.store,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct ByResult {
+    hit: Counter,
+    miss: Counter,
+    absent: Counter,
+    rejected: Counter,
+    error: Counter,
+}
+
+impl ByResult {
+    fn new(make: impl Fn(CacheResult) -> Counter) -> Self {
+        Self {
+            hit: make(CacheResult::Hit),
+            miss: make(CacheResult::Miss),
+            absent: make(CacheResult::Absent),
+            rejected: make(CacheResult::Rejected),
+            error: make(CacheResult::Error),
+        }
+    }
+
+    fn of(&self, result: CacheResult) -> &Counter {
+        match result {
+            CacheResult::Hit => &self.hit,
+            CacheResult::Miss => &self.miss,
+            CacheResult::Absent => &self.absent,
+            CacheResult::Rejected => &self.rejected,
+            CacheResult::Error => &self.error,
+        }
+    }
+}
+
 fn check_buckets() -> Histogram {
     // 50 µs to 1.6 s: the steps double.
     Histogram::new(exponential_buckets(0.000_05, 2.0, 16))
@@ -122,31 +187,75 @@ fn check_buckets() -> Histogram {
 impl Metrics {
     /// New handles, all at zero.
     pub fn new() -> Self {
-        let metrics = Self {
-            checks: Family::default(),
-            check_duration: Family::new_with_constructor(check_buckets),
-            cache_requests: Family::default(),
+        let checks = Family::<CheckLabels, Counter>::default();
+        let checks_allowed = checks.get_or_create_owned(&CheckLabels { decision: "allow", reason: "ok" });
+        let check_duration: Family<TierLabels, Histogram, fn() -> Histogram> =
+            Family::new_with_constructor(check_buckets);
+        let duration = |tier| check_duration.get_or_create_owned(&TierLabels { tier });
+        let cache_requests = Family::<CacheLabels, Counter>::default();
+        let requests = |cache| {
+            ByTier::new(|tier| {
+                ByResult::new(|result| {
+                    cache_requests.get_or_create_owned(&CacheLabels { cache, tier, result })
+                })
+            })
+        };
+        let build_info = Family::<BuildLabels, Gauge<i64, AtomicI64>>::default();
+        build_info.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
+        Self {
+            checks_allowed,
+            check_durations: ByTier::new(|tier| duration(tier.as_str())),
+            check_duration_without_tier: duration("none"),
+            record_requests: requests(CacheKind::Record),
+            verdict_requests: requests(CacheKind::Verdict),
+            checks,
+            check_duration,
+            cache_requests,
             bcrypt_duration: Histogram::new(exponential_buckets(0.001, 2.0, 12)),
+            bcrypt_computed: Counter::default(),
             bcrypt_queue_depth: Gauge::default(),
             redis_breaker_open: Gauge::default(),
-            invalid_rows: Counter::<u64, AtomicU64>::default(),
+            invalid_rows: Counter::default(),
             last_used_writes: Counter::default(),
             last_used_dropped: Counter::default(),
             change_feed_up: Gauge::default(),
-            build_info: Family::default(),
-        };
-        metrics.build_info.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
-        metrics
+            build_info,
+        }
+    }
+
+    /// Counts one check that was allowed with a key.
+    pub fn count_allowed(&self, tier: Option<Tier>, elapsed: Duration) {
+        self.checks_allowed.inc();
+        self.observe_check(tier, elapsed);
+    }
+
+    /// Counts one check that ended otherwise.
+    pub fn count_check(&self, labels: &CheckLabels, tier: Option<Tier>, elapsed: Duration) {
+        self.checks.get_or_create(labels).inc();
+        self.observe_check(tier, elapsed);
+    }
+
+    fn observe_check(&self, tier: Option<Tier>, elapsed: Duration) {
+        let duration = tier.map_or(&self.check_duration_without_tier, |tier| self.check_durations.of(tier));
+        duration.observe(elapsed.as_secs_f64());
     }
 
     /// Counts one look-up.
     pub fn count_cache(&self, cache: CacheKind, tier: Tier, result: CacheResult) {
-        self.cache_requests.get_or_create(&CacheLabels { cache, tier, result }).inc();
+        self.cache_counter(cache, tier, result).inc();
     }
 
     /// How often a look-up ended this way.
     pub fn cache_count(&self, cache: CacheKind, tier: Tier, result: CacheResult) -> u64 {
-        self.cache_requests.get_or_create(&CacheLabels { cache, tier, result }).get()
+        self.cache_counter(cache, tier, result).get()
+    }
+
+    fn cache_counter(&self, cache: CacheKind, tier: Tier, result: CacheResult) -> &Counter {
+        let requests = match cache {
+            CacheKind::Record => &self.record_requests,
+            CacheKind::Verdict => &self.verdict_requests,
+        };
+        requests.of(tier).of(result)
     }
 
     /// The registry that `/metrics` prints. Names carry their unit; counters get `_total` from the encoder.
