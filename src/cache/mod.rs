@@ -1,1 +1,31 @@
-//! What is remembered, in memory and in Redis.
+//! What is remembered, in memory and in Redis: records for a short time, verdicts for longer, decisions never.
+//!
+//! Knows no wire, no store and no policy. Memory is bounded by entries; Redis is not trusted, so what goes there is
+//! sealed and what comes back may at most be a miss.
+
+pub mod breaker;
+pub mod records;
+pub mod redis;
+pub mod redis_url;
+pub mod secrets;
+pub mod verdict_name;
+pub mod verdicts;
+
+mod calls;
+mod entry;
+mod links;
+mod names;
+mod ration;
+mod rejections;
+mod seal;
+
+/// The three answers of a look-up. "Could not ask" is an error beside it and never one of these.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lookup<T> {
+    /// Found.
+    Hit(T),
+    /// Known not to exist.
+    Absent,
+    /// Not known here.
+    Miss,
+}
