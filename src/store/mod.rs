@@ -1,3 +1,183 @@
 //! The truth: Postgres or SQLite, read and written in the contract's schema.
+//!
+//! Both stores have one surface and one behaviour (`tests/it/stores.rs` runs on each). A lookup has three answers:
+//! candidates, none, or an error, and an error is never taken for none. What a row means is not known here
+//! ([`crate::domain::record::Candidate::from_row`]).
 
 pub mod admin;
+mod catalogue;
+mod error;
+mod migrate;
+mod postgres;
+mod postgres_admin;
+mod postgres_connect;
+mod postgres_tls;
+mod select;
+mod sqlite;
+mod sqlite_admin;
+mod timestamp;
+mod url;
+mod view;
+mod write;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::domain::key::KeyPrefix;
+use crate::domain::record::KeyId;
+use crate::domain::row::CandidateRow;
+use crate::domain::time::Timestamp;
+
+use crate::clock;
+
+use admin::{KeySelector, KeyView, NewKey, NewUser, UserRef, UserView};
+use postgres::PostgresStore;
+use sqlite::SqliteStore;
+use url::Target;
+
+pub use error::StoreError;
+pub use migrate::migration_sql;
+pub use select::MAX_CANDIDATES;
+pub use url::{StoreUrl, StoreUrlError};
+
+/// How long a running sidecar waits for the store.
+pub const SERVE_QUERY_TIMEOUT: Duration = Duration::from_millis(150);
+
+/// How long the command line waits for the store.
+pub const CLI_QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How a store is opened.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// Which store.
+    pub url: StoreUrl,
+    /// Most sessions with Postgres; SQLite has one that reads and one that writes.
+    pub connections: usize,
+    /// Bounds every call, waiting for a session included.
+    pub query_timeout: Duration,
+    /// Whether a missing SQLite file, or missing tables in it, are created. Postgres is never changed by opening it.
+    pub create_if_missing: bool,
+}
+
+/// The store. Cloning shares its sessions.
+#[derive(Clone)]
+pub struct Store {
+    backend: Backend,
+}
+
+#[derive(Clone)]
+enum Backend {
+    Postgres(Arc<PostgresStore>),
+    Sqlite(Arc<SqliteStore>),
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Store").field(&self.kind()).finish()
+    }
+}
+
+/// Calls the same function on either store.
+macro_rules! either {
+    ($self:ident, $store:ident => $call:expr) => {
+        match &$self.backend {
+            Backend::Postgres($store) => $call.await,
+            Backend::Sqlite($store) => $call.await,
+        }
+    };
+}
+
+impl Store {
+    /// Opens a store. Postgres need not be reachable yet; what is asked of the settings alone (a root certificate that
+    /// can be read) is checked. A SQLite file must be there, or may be created.
+    pub async fn open(options: StoreOptions) -> Result<Self, StoreError> {
+        let backend = match options.url.target() {
+            Target::Postgres(target) => {
+                let store = PostgresStore::open(target, options.connections, options.query_timeout)?;
+                Backend::Postgres(Arc::new(store))
+            }
+            Target::Sqlite(path) => {
+                let store = SqliteStore::open(path, options.query_timeout, options.create_if_missing).await?;
+                Backend::Sqlite(Arc::new(store))
+            }
+        };
+        Ok(Self { backend })
+    }
+
+    /// `postgres` or `sqlite`.
+    pub fn kind(&self) -> &'static str {
+        match self.backend {
+            Backend::Postgres(_) => "postgres",
+            Backend::Sqlite(_) => "sqlite",
+        }
+    }
+
+    /// Every key with exactly this prefix and its owner, ordered by id; empty where there is none.
+    pub async fn candidates(&self, prefix: &KeyPrefix) -> Result<Vec<CandidateRow>, StoreError> {
+        either!(self, store => store.candidates(prefix))
+    }
+
+    /// Whether the store answers and its tables are there, fit, and may be read. Also notices new columns.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        either!(self, store => store.ping())
+    }
+
+    /// Moves `last_used_at` of each key forward, never back. Without the right to, [`StoreError::Refused`].
+    pub async fn record_uses(&self, uses: &[(KeyId, Timestamp)]) -> Result<(), StoreError> {
+        if uses.is_empty() {
+            return Ok(());
+        }
+        either!(self, store => store.record_uses(uses))
+    }
+
+    /// The prefixes that a selection of keys has, each once.
+    pub async fn prefixes(&self, of: &KeySelector) -> Result<Vec<KeyPrefix>, StoreError> {
+        either!(self, store => store.prefixes(of))
+    }
+
+    /// Creates the tables and indexes that are missing; alters and drops nothing. Safe to run again.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        either!(self, store => store.migrate())
+    }
+
+    /// Creates a user; [`StoreError::Conflict`] where the name or the address is taken.
+    pub async fn create_user(&self, user: &NewUser) -> Result<UserView, StoreError> {
+        either!(self, store => store.create_user(user, clock::wall()))
+    }
+
+    /// All users, by id.
+    pub async fn list_users(&self) -> Result<Vec<UserView>, StoreError> {
+        either!(self, store => store.list_users())
+    }
+
+    /// One user.
+    pub async fn user(&self, user: &UserRef) -> Result<UserView, StoreError> {
+        either!(self, store => store.user(user))
+    }
+
+    /// Switches a user, and with them all their keys, on or off.
+    pub async fn set_user_active(&self, user: &UserRef, is_active: bool) -> Result<UserView, StoreError> {
+        either!(self, store => store.set_user_active(user, is_active, clock::wall()))
+    }
+
+    /// Creates a key for a user that exists. A setting whose column this database does not have is refused.
+    pub async fn create_key(&self, key: &NewKey) -> Result<KeyView, StoreError> {
+        either!(self, store => store.create_key(key, clock::wall()))
+    }
+
+    /// All keys, or one user's, by id.
+    pub async fn list_keys(&self, user: Option<&UserRef>) -> Result<Vec<KeyView>, StoreError> {
+        either!(self, store => store.list_keys(user))
+    }
+
+    /// One key.
+    pub async fn key(&self, id: KeyId) -> Result<KeyView, StoreError> {
+        either!(self, store => store.key(id))
+    }
+
+    /// Switches a key off.
+    pub async fn revoke_key(&self, id: KeyId) -> Result<KeyView, StoreError> {
+        either!(self, store => store.revoke_key(id, clock::wall()))
+    }
+}
