@@ -1,5 +1,6 @@
 //! Keyward authorizes API keys for Envoy.
 
+pub mod authorizer;
 pub mod cache;
 pub mod clock;
 pub mod domain;

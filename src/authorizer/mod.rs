@@ -1,0 +1,143 @@
+//! The one path that a request takes: candidates, proof, policy, decision.
+//!
+//! [`Authorizer::check`] is the story. A key whose record and verdict are in memory is decided without waiting for
+//! anything; whatever needs Redis, the store or bcrypt runs under the check's deadline and ends as `unavailable` when
+//! it can't answer, never as a refusal.
+
+pub mod admin;
+pub mod background;
+pub mod bcrypt_pool;
+pub mod candidates;
+pub mod flight;
+pub mod proof;
+pub mod uses;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use self::candidates::{Candidates, Found};
+use self::proof::{ProofError, Prover};
+use self::uses::UseRecorder;
+use crate::clock;
+use crate::domain::decision::{Cause, Decision, Denied, Tier};
+use crate::domain::denial::Denial;
+use crate::domain::key::{PrefixLength, PresentedKey};
+use crate::domain::policy;
+use crate::domain::request::Request;
+use crate::domain::time::Now;
+
+/// Decides checks. One for the process, shared by all doors.
+pub struct Authorizer {
+    /// Where records come from.
+    candidates: Arc<Candidates>,
+    /// Where verdicts come from.
+    prover: Arc<Prover>,
+    /// Told of each allowed use, for `last_used_at`.
+    uses: UseRecorder,
+    prefix_length: PrefixLength,
+}
+
+/// A decision, and where the record behind it came from (`None` where no record was looked up).
+#[derive(Debug)]
+pub struct Checked {
+    /// The answer.
+    pub decision: Decision,
+    /// For metrics and metadata.
+    pub tier: Option<Tier>,
+}
+
+impl Authorizer {
+    /// Puts the parts together.
+    pub fn new(
+        candidates: Arc<Candidates>,
+        prover: Arc<Prover>,
+        uses: UseRecorder,
+        prefix_length: PrefixLength,
+    ) -> Self {
+        Self { candidates, prover, uses, prefix_length }
+    }
+
+    /// Decides whether the presented key may make the request, within `deadline`.
+    ///
+    /// Dropping the future drops the answer alone: look-ups and verifications that began are finished and kept.
+    pub async fn check(&self, key: &PresentedKey, request: &Request<'_>, deadline: Duration) -> Checked {
+        let Ok(prefix) = key.prefix(self.prefix_length) else {
+            return Checked {
+                decision: Decision::Deny(Denied::unproven(Denial::MalformedCredentials)),
+                tier: None,
+            };
+        };
+        let now = clock::now();
+        let checked = match self.check_in_memory(key, prefix, request, now) {
+            Some(checked) => checked,
+            None => timeout(deadline, self.check_with_backends(key, prefix, request))
+                .await
+                .unwrap_or(Checked { decision: Decision::Unavailable(Cause::Deadline), tier: None }),
+        };
+        if let Decision::Allow(permit) = &checked.decision {
+            self.uses.note(permit.key().id, now);
+        }
+        checked
+    }
+
+    /// The whole path where memory knows everything; `None` where it does not.
+    fn check_in_memory(
+        &self,
+        key: &PresentedKey,
+        prefix: &str,
+        request: &Request<'_>,
+        now: Now,
+    ) -> Option<Checked> {
+        if request.route.is_strict {
+            return None;
+        }
+        let found = self.candidates.recall(prefix, now)?;
+        let proof = match &found {
+            Found::Records(records, _) => self.prover.recall(key, records, now)?,
+            Found::Absent => Err(ProofError::NoMatch),
+        };
+        Some(decide(&found, proof, request, now))
+    }
+
+    /// The same path where something has to be asked.
+    async fn check_with_backends(&self, key: &PresentedKey, prefix: &str, request: &Request<'_>) -> Checked {
+        let looked_up = if request.route.is_strict {
+            self.candidates.read_strictly(prefix).await
+        } else {
+            self.candidates.find(prefix, key).await
+        };
+        let (found, redis_verdict) = match looked_up {
+            Ok(answer) => answer,
+            Err(cause) => return Checked { decision: Decision::Unavailable(cause), tier: None },
+        };
+        let proof = match &found {
+            Found::Records(records, _) => self.prover.prove(key, records, redis_verdict).await,
+            Found::Absent => Err(ProofError::NoMatch),
+        };
+        // Read again: a verification may have taken a while, and expiry is judged at the moment of the answer.
+        decide(&found, proof, request, clock::now())
+    }
+}
+
+fn decide(
+    found: &Found,
+    proof: Result<crate::domain::proof::Proven, ProofError>,
+    request: &Request<'_>,
+    now: Now,
+) -> Checked {
+    let decision = match proof {
+        Ok(proven) => match policy::evaluate(proven, request, now.wall) {
+            Ok(permit) => Decision::Allow(permit),
+            Err(denied) => Decision::Deny(denied),
+        },
+        Err(ProofError::NoMatch) => Decision::Deny(Denied::unproven(Denial::InvalidApiKey)),
+        Err(ProofError::Undecided(cause)) => Decision::Unavailable(cause),
+    };
+    let tier = match found {
+        Found::Records(_, tier) => Some(*tier),
+        Found::Absent => None,
+    };
+    Checked { decision, tier }
+}
