@@ -4,5 +4,6 @@ pub mod authorizer;
 pub mod cache;
 pub mod clock;
 pub mod domain;
+pub mod server;
 pub mod store;
 pub mod telemetry;

@@ -1,0 +1,145 @@
+//! `envoy.service.auth.v3.Authorization/Check`: decode, decide, encode.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorization;
+use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+
+use super::credentials;
+use super::options::{ClientIpSource, CredentialConflict, CredentialSource};
+use super::request::Inbound;
+use super::response::{LeftToEnvoy, Responder};
+use crate::authorizer::{Authorizer, Checked};
+use crate::clock;
+use crate::domain::decision::{Decision, Denied};
+use crate::domain::denial::Denial;
+use crate::telemetry::metrics::{CheckLabels, Metrics};
+
+/// What an operator chooses about questions.
+#[derive(Debug, Clone)]
+pub struct CheckOptions {
+    /// `--credential-sources`
+    pub credential_sources: Vec<CredentialSource>,
+    /// `--credential-conflict`
+    pub credential_conflict: CredentialConflict,
+    /// `--client-ip`
+    pub client_ip: ClientIpSource,
+    /// `--check-timeout`
+    pub timeout: Duration,
+}
+
+/// The gRPC door.
+pub struct CheckService {
+    authorizer: Arc<Authorizer>,
+    responder: Responder,
+    options: CheckOptions,
+    metrics: Metrics,
+}
+
+impl CheckService {
+    /// A door to this authorizer.
+    pub fn new(
+        authorizer: Arc<Authorizer>,
+        responder: Responder,
+        options: CheckOptions,
+        metrics: Metrics,
+    ) -> Self {
+        Self { authorizer, responder, options, metrics }
+    }
+
+    async fn decide(&self, inbound: Option<&Inbound<'_>>, deadline: Duration) -> Checked {
+        let Some(inbound) = inbound else {
+            return refused(Denial::MissingCredentials);
+        };
+        let CheckOptions { credential_sources, credential_conflict, .. } = &self.options;
+        match credentials::find(credential_sources, *credential_conflict, &inbound.headers, inbound.target) {
+            Ok(Some(key)) => self.authorizer.check(&key, &inbound.request, deadline).await,
+            Ok(None) if inbound.request.route.allows_anonymous => {
+                Checked { decision: Decision::Anonymous, tier: None }
+            }
+            Ok(None) => refused(Denial::MissingCredentials),
+            Err(denial) => refused(denial),
+        }
+    }
+
+    fn count(&self, checked: &Checked, elapsed: Duration) {
+        let (decision, reason) = match &checked.decision {
+            Decision::Allow(_) => return self.metrics.count_allowed(checked.tier, elapsed),
+            Decision::Anonymous => ("allow", "anonymous"),
+            Decision::Deny(denied) => ("deny", denied.reason.code()),
+            Decision::Unavailable(cause) => ("unavailable", cause.as_str()),
+        };
+        self.metrics.count_check(&CheckLabels { decision, reason }, checked.tier, elapsed);
+    }
+}
+
+fn refused(reason: Denial) -> Checked {
+    Checked { decision: Decision::Deny(Denied::unproven(reason)), tier: None }
+}
+
+#[tonic::async_trait]
+impl Authorization for CheckService {
+    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        let started = clock::instant();
+        let (metadata, _, check) = request.into_parts();
+        let inbound = Inbound::read(&check, &metadata, &self.options.client_ip);
+        let checked = self.decide(inbound.as_ref(), deadline(&metadata, self.options.timeout)).await;
+        self.count(&checked, clock::instant().saturating_since(started));
+        if let Decision::Unavailable(cause) = &checked.decision {
+            tracing::debug!(cause = cause.as_str(), "check could not be decided");
+        }
+        match self.responder.respond(&checked, inbound.as_ref()) {
+            Ok(response) => Ok(Response::new(response)),
+            Err(LeftToEnvoy) => Err(Status::unavailable("can't be decided now")),
+        }
+    }
+}
+
+/// Our own limit, or the caller's where it is shorter: an answer after that is for nobody.
+fn deadline(metadata: &MetadataMap, own: Duration) -> Duration {
+    let callers = metadata.get("grpc-timeout").and_then(|value| grpc_timeout(value.to_str().ok()?));
+    callers.map_or(own, |callers| own.min(callers))
+}
+
+/// `1*8DIGIT unit`, as gRPC over HTTP/2 defines it.
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(amount.saturating_mul(3600))),
+        "M" => Some(Duration::from_secs(amount.saturating_mul(60))),
+        "S" => Some(Duration::from_secs(amount)),
+        "m" => Some(Duration::from_millis(amount)),
+        "u" => Some(Duration::from_micros(amount)),
+        "n" => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shorter_deadline_counts() {
+        let own = Duration::from_millis(180);
+        let of = |timeout: &'static str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", timeout.parse().unwrap());
+            deadline(&metadata, own)
+        };
+        assert_eq!(deadline(&MetadataMap::new(), own), own);
+        assert_eq!(of("100m"), Duration::from_millis(100));
+        assert_eq!(of("2S"), own);
+        assert_eq!(of("90000u"), Duration::from_millis(90));
+        for odd in ["", "m", "123456789m", "-1m", "1x", "1.5S"] {
+            assert_eq!(of(odd), own, "{odd:?}");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The front doors: gRPC `ext_authz` and the admin port. They turn wire into domain and back; no rule is decided here.
+
+pub mod admin;
+pub mod credentials;
+pub mod error_body;
+pub mod grpc;
+pub mod headers;
+pub mod identity;
+pub mod listen;
+pub mod metadata;
+pub mod options;
+pub mod readiness;
+pub mod request;
+pub mod response;

@@ -1,0 +1,193 @@
+//! A check's attributes to the domain's request: method, path, client, route options.
+
+use std::net::IpAddr;
+
+use envoy_types::pb::envoy::config::core::v3::address::Address;
+use envoy_types::pb::envoy::service::auth::v3::attribute_context::HttpRequest;
+use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
+use tonic::metadata::MetadataMap;
+
+use super::headers::Headers;
+use super::options::ClientIpSource;
+use crate::domain::request::{Request, RouteOptions};
+
+/// One HTTP request as Envoy described it.
+pub struct Inbound<'a> {
+    /// What policy may read.
+    pub request: Request<'a>,
+    /// All of them.
+    pub headers: Headers<'a>,
+    /// Path and query as sent.
+    pub target: &'a str,
+}
+
+impl<'a> Inbound<'a> {
+    /// `None` where the check is not about an HTTP request (Envoy's TCP filter asks with addresses alone).
+    pub fn read(check: &'a CheckRequest, metadata: &MetadataMap, client_ip: &ClientIpSource) -> Option<Self> {
+        let attributes = check.attributes.as_ref()?;
+        let http = attributes.request.as_ref()?.http.as_ref()?;
+        let list = http.header_map.as_ref().map(|map| map.headers.as_slice()).unwrap_or_default();
+        let headers = Headers::new(&http.headers, list);
+        let request = Request {
+            method: &http.method,
+            path: http.path.split_once('?').map_or(http.path.as_str(), |(path, _)| path),
+            client: client(client_ip, attributes, &headers, metadata),
+            route: route_options(attributes),
+        };
+        Some(Self { request, headers, target: target(http) })
+    }
+
+    /// Whether the caller is a gRPC client, by Envoy's own rule: `application/grpc`, alone or with a `+suffix`.
+    /// gRPC-Web is none: its clients read HTTP.
+    pub fn is_grpc(&self) -> bool {
+        let content_type = self.headers.text("content-type").unwrap_or_default();
+        content_type
+            .strip_prefix("application/grpc")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
+    }
+
+    /// The id that Envoy gave the request, for error bodies and logs; foreign text, so only a plain one is used.
+    pub fn request_id(&self) -> Option<&'a str> {
+        let is_plain = |id: &&str| {
+            !id.is_empty()
+                && id.len() <= 128
+                && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        };
+        self.headers.text("x-request-id").filter(is_plain)
+    }
+}
+
+/// Envoy puts the query into `path` and leaves `query` empty.
+fn target(http: &HttpRequest) -> &str {
+    &http.path
+}
+
+fn route_options(attributes: &AttributeContext) -> RouteOptions<'_> {
+    let option = |name: &str| attributes.context_extensions.get(name).map(|value| value.trim());
+    RouteOptions {
+        required_scopes: option("required_scopes").unwrap_or_default(),
+        allows_anonymous: option("anonymous") == Some("allow"),
+        is_strict: option("consistency") == Some("strict"),
+    }
+}
+
+fn client(
+    source: &ClientIpSource,
+    attributes: &AttributeContext,
+    headers: &Headers<'_>,
+    metadata: &MetadataMap,
+) -> Option<IpAddr> {
+    match source {
+        ClientIpSource::Peer => peer(attributes)?.parse().ok(),
+        ClientIpSource::Header(name) => headers.text(name)?.trim().parse().ok(),
+        ClientIpSource::Metadata(name) => {
+            let mut values = metadata.get_all(name).iter();
+            match (values.next(), values.next()) {
+                (Some(value), None) => value.to_str().ok()?.trim().parse().ok(),
+                _ => None,
+            }
+        }
+        ClientIpSource::Xff(position) => {
+            let values: Vec<&str> =
+                headers.values("x-forwarded-for").map(std::str::from_utf8).collect::<Result<_, _>>().ok()?;
+            let mut from_the_right = values.iter().rev().flat_map(|value| value.rsplit(','));
+            from_the_right.nth(position.get().checked_sub(1)?)?.trim().parse().ok()
+        }
+    }
+}
+
+/// The socket's peer; a unix socket has none.
+fn peer(attributes: &AttributeContext) -> Option<&str> {
+    match attributes.source.as_ref()?.address.as_ref()?.address.as_ref()? {
+        Address::SocketAddress(address) => Some(&address.address),
+        Address::Pipe(_) | Address::EnvoyInternalAddress(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::envoy::config::core::v3::{Address as CoreAddress, SocketAddress};
+    use envoy_types::pb::envoy::service::auth::v3::attribute_context::{Peer, Request as RequestAttributes};
+
+    use super::*;
+
+    fn check(headers: &[(&str, &str)]) -> CheckRequest {
+        let http = HttpRequest {
+            method: "GET".into(),
+            path: "/v1/x?a=b".into(),
+            headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+            ..HttpRequest::default()
+        };
+        let address =
+            Address::SocketAddress(SocketAddress { address: "10.1.2.3".into(), ..SocketAddress::default() });
+        let source = Peer { address: Some(CoreAddress { address: Some(address) }), ..Peer::default() };
+        let attributes = AttributeContext {
+            source: Some(source),
+            request: Some(RequestAttributes { time: None, http: Some(http) }),
+            ..AttributeContext::default()
+        };
+        CheckRequest { attributes: Some(attributes) }
+    }
+
+    fn client_of(source: &str, headers: &[(&str, &str)], metadata: &MetadataMap) -> Option<String> {
+        let check = check(headers);
+        Inbound::read(&check, metadata, &source.parse().unwrap())
+            .unwrap()
+            .request
+            .client
+            .map(|ip| ip.to_string())
+    }
+
+    #[test]
+    fn a_check_without_an_http_request_is_none() {
+        let read =
+            |check: &CheckRequest| Inbound::read(check, &MetadataMap::new(), &ClientIpSource::Peer).is_some();
+        assert!(read(&check(&[])));
+        assert!(!read(&CheckRequest::default()));
+        assert!(!read(&CheckRequest { attributes: Some(AttributeContext::default()) }));
+    }
+
+    #[test]
+    fn the_path_is_cut_at_its_query() {
+        let check = check(&[]);
+        let inbound = Inbound::read(&check, &MetadataMap::new(), &ClientIpSource::Peer).unwrap();
+        assert_eq!((inbound.request.path, inbound.target), ("/v1/x", "/v1/x?a=b"));
+    }
+
+    #[test]
+    fn the_client_s_address_by_each_source() {
+        let mut metadata = MetadataMap::new();
+        metadata.insert("client", "192.0.2.7".parse().unwrap());
+        let headers =
+            [("x-forwarded-for", "1.1.1.1, 2.2.2.2,3.3.3.3"), ("x-real-ip", "4.4.4.4"), ("bad", "5.5")];
+        for (source, expected) in [
+            ("peer", Some("10.1.2.3")),
+            ("xff:1", Some("3.3.3.3")),
+            ("xff:2", Some("2.2.2.2")),
+            ("xff:3", Some("1.1.1.1")),
+            ("xff:4", None),
+            ("header:x-real-ip", Some("4.4.4.4")),
+            ("header:bad", None),
+            ("header:none", None),
+            ("metadata:client", Some("192.0.2.7")),
+            ("metadata:none", None),
+        ] {
+            assert_eq!(client_of(source, &headers, &metadata).as_deref(), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn grpc_web_is_not_grpc() {
+        for (content_type, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;x", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+        ] {
+            let check = check(&[("content-type", content_type)]);
+            let inbound = Inbound::read(&check, &MetadataMap::new(), &ClientIpSource::Peer).unwrap();
+            assert_eq!(inbound.is_grpc(), expected, "{content_type}");
+        }
+    }
+}

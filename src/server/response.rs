@@ -1,0 +1,282 @@
+//! Decision to `CheckResponse`: the only file that builds one.
+//!
+//! In Envoy a response is an allow if its `status.code` is 0, whatever else it holds, and an empty message has code 0.
+//! So nothing here uses a default: `Responder::allow` needs a permit, and every other way out goes through
+//! `Responder::refuse`, whose code is never 0.
+
+use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
+use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
+use envoy_types::pb::envoy::service::auth::v3::{CheckResponse, DeniedHttpResponse, OkHttpResponse};
+use envoy_types::pb::envoy::r#type::v3::HttpStatus;
+use envoy_types::pb::google::protobuf::Struct;
+use envoy_types::pb::google::rpc;
+
+use super::credentials::{KNOWN_CARRIERS, query_spellings};
+use super::error_body::{self, Refusal};
+use super::identity::{IdentityHeaders, starts_with_folded};
+use super::metadata;
+use super::options::{CredentialSource, ErrorFormat, IdentityHeader, OnUnavailable};
+use super::request::Inbound;
+use crate::authorizer::Checked;
+use crate::domain::decision::{Decision, Denied};
+use crate::domain::denial::Denial;
+use crate::domain::policy::Permit;
+
+/// What an operator chooses about answers.
+#[derive(Debug, Clone)]
+pub struct ResponseOptions {
+    /// `--response-header-prefix`
+    pub header_prefix: String,
+    /// `--response-headers`
+    pub headers: Vec<IdentityHeader>,
+    /// `--credential-sources`
+    pub credential_sources: Vec<CredentialSource>,
+    /// `--forward-credentials`
+    pub forward_credentials: bool,
+    /// `--error-format`
+    pub error_format: ErrorFormat,
+    /// `--on-unavailable`
+    pub on_unavailable: OnUnavailable,
+}
+
+/// Builds answers; what is the same in all of them is made once.
+pub struct Responder {
+    identity: IdentityHeaders,
+    /// Headers that carry credentials: known ones and configured ones; empty with `--forward-credentials`.
+    carriers: Vec<String>,
+    /// Removed from every allowed request: carriers and owned names that are never sent.
+    always_removed: Vec<String>,
+    reason_header: String,
+    options: ResponseOptions,
+}
+
+/// The check could not be decided and the operator wants Envoy's failure mode to decide.
+#[derive(Debug)]
+pub struct LeftToEnvoy;
+
+impl Responder {
+    /// Makes what every answer shares.
+    pub fn new(options: ResponseOptions) -> Self {
+        let identity = IdentityHeaders::new(&options.header_prefix, &options.headers);
+        let carriers =
+            if options.forward_credentials { Vec::new() } else { carriers(&options.credential_sources) };
+        let always_removed = carriers.iter().chain(identity.never_sent()).cloned().collect();
+        let reason_header = format!("{}reason", options.header_prefix);
+        Self { identity, carriers, always_removed, reason_header, options }
+    }
+
+    /// The answer to a check. `inbound` is `None` for a check without an HTTP request.
+    pub fn respond(
+        &self,
+        checked: &Checked,
+        inbound: Option<&Inbound<'_>>,
+    ) -> Result<CheckResponse, LeftToEnvoy> {
+        match (&checked.decision, inbound) {
+            (Decision::Allow(permit), Some(inbound)) => {
+                Ok(self.allow(permit, metadata::of_permit(permit, checked.tier), inbound))
+            }
+            (Decision::Anonymous, Some(inbound)) => Ok(self.allow_anonymous(inbound)),
+            (Decision::Deny(denied), _) => Ok(self.deny(denied, inbound)),
+            (Decision::Unavailable(_), _) => match self.options.on_unavailable {
+                OnUnavailable::Deny => Ok(self.refuse(UNAVAILABLE, None, inbound)),
+                OnUnavailable::Error => Err(LeftToEnvoy),
+            },
+            // Nothing can be allowed that was not asked for over HTTP.
+            (Decision::Allow(_) | Decision::Anonymous, None) => {
+                Ok(self.deny(&Denied::unproven(Denial::MissingCredentials), None))
+            }
+        }
+    }
+
+    fn allow(&self, permit: &Permit, metadata: Struct, inbound: &Inbound<'_>) -> CheckResponse {
+        let (set, mut remove) = self.identity.of(permit, &inbound.headers);
+        self.add_removals(inbound, &mut remove);
+        let headers = set.into_iter().map(|(name, value)| overwrite(name, value)).collect();
+        ok(
+            OkHttpResponse {
+                headers,
+                headers_to_remove: remove,
+                query_parameters_to_remove: self.query_removals(inbound),
+                ..OkHttpResponse::default()
+            },
+            metadata,
+        )
+    }
+
+    fn allow_anonymous(&self, inbound: &Inbound<'_>) -> CheckResponse {
+        let mut remove = self.identity.all(&inbound.headers);
+        self.add_removals(inbound, &mut remove);
+        let removals = OkHttpResponse {
+            headers_to_remove: remove,
+            query_parameters_to_remove: self.query_removals(inbound),
+            ..OkHttpResponse::default()
+        };
+        ok(removals, Struct::default())
+    }
+
+    fn add_removals(&self, inbound: &Inbound<'_>, remove: &mut Vec<String>) {
+        remove.extend(self.always_removed.iter().cloned());
+        // The same carriers as an upstream may spell them: x_api_key.
+        for (name, _) in inbound.headers.iter() {
+            let is_carrier =
+                |carrier: &String| name.len() == carrier.len() && starts_with_folded(name, carrier);
+            if name.contains('_') && self.carriers.iter().any(is_carrier) {
+                remove.push(name.to_owned());
+            }
+        }
+    }
+
+    fn query_removals(&self, inbound: &Inbound<'_>) -> Vec<String> {
+        if self.options.forward_credentials {
+            return Vec::new();
+        }
+        query_spellings(&self.options.credential_sources, inbound.target).map(str::to_owned).collect()
+    }
+
+    fn deny(&self, denied: &Denied, inbound: Option<&Inbound<'_>>) -> CheckResponse {
+        let reason = denied.reason;
+        let refusal =
+            Refusal { status: reason.http_status(), code: reason.code(), message: reason.message() };
+        self.refuse(refusal, Some(denied), inbound)
+    }
+
+    fn refuse(
+        &self,
+        refusal: Refusal,
+        denied: Option<&Denied>,
+        inbound: Option<&Inbound<'_>>,
+    ) -> CheckResponse {
+        let grpc_status = grpc_status(refusal.status);
+        let mut headers = vec![overwrite(self.reason_header.clone(), refusal.code.to_owned())];
+        let mut header = |name: &str, value: &str| headers.push(overwrite(name.to_owned(), value.to_owned()));
+        match refusal.status {
+            401 => header("www-authenticate", "Bearer realm=\"keyward\""),
+            402 => header("x-should-retry", "false"),
+            503 => header("retry-after", "1"),
+            _ => {}
+        }
+        let body = if inbound.is_some_and(Inbound::is_grpc) {
+            // Envoy makes the body the grpc-message, and this header its status.
+            header("grpc-status", &grpc_status.to_string());
+            refusal.message.to_owned()
+        } else {
+            let written = error_body::write(refusal, self.options.error_format, inbound);
+            header("content-type", written.content_type);
+            written.body
+        };
+        let status = HttpStatus { code: i32::from(refusal.status) };
+        CheckResponse {
+            status: Some(rpc::Status {
+                code: grpc_status,
+                message: refusal.code.to_owned(),
+                details: Vec::new(),
+            }),
+            dynamic_metadata: Some(metadata::of_denial(refusal.code, denied)),
+            http_response: Some(HttpResponse::DeniedResponse(DeniedHttpResponse {
+                status: Some(status),
+                headers,
+                body,
+            })),
+        }
+    }
+}
+
+const UNAVAILABLE: Refusal = Refusal {
+    status: 503,
+    code: "unavailable",
+    message: "The request can't be authorized right now. Try again in a moment.",
+};
+
+/// The one allow. Code 0 is written out because it *is* the allow.
+fn ok(response: OkHttpResponse, metadata: Struct) -> CheckResponse {
+    const ALLOWED: i32 = 0;
+    CheckResponse {
+        status: Some(rpc::Status { code: ALLOWED, message: String::new(), details: Vec::new() }),
+        dynamic_metadata: Some(metadata),
+        http_response: Some(HttpResponse::OkResponse(response)),
+    }
+}
+
+/// The codes of `google.rpc.Code` for the contract's statuses; never 0, which would be an allow.
+const fn grpc_status(http_status: u16) -> i32 {
+    match http_status {
+        400 => 3,
+        401 => 16,
+        402 | 429 => 8,
+        503 => 14,
+        _ => 7,
+    }
+}
+
+fn carriers(sources: &[CredentialSource]) -> Vec<String> {
+    let configured = sources.iter().filter_map(|source| match source {
+        CredentialSource::Header(name) if !KNOWN_CARRIERS.contains(&name.as_str()) => Some(name.clone()),
+        CredentialSource::Header(_) | CredentialSource::Bearer | CredentialSource::Query(_) => None,
+    });
+    let known: Vec<String> = KNOWN_CARRIERS.iter().map(|name| (*name).to_owned()).collect();
+    let all: Vec<String> = known.into_iter().chain(configured).collect();
+    let underscored = all.iter().filter(|name| name.contains('-')).map(|name| name.replace('-', "_"));
+    all.iter().cloned().chain(underscored).collect()
+}
+
+/// Explicitly, because the default action appends on some Envoy versions.
+fn overwrite(name: String, value: String) -> HeaderValueOption {
+    HeaderValueOption {
+        header: Some(HeaderValue { key: name, value, raw_value: Vec::new() }),
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+        ..HeaderValueOption::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::decision::Cause;
+
+    fn responder(on_unavailable: OnUnavailable) -> Responder {
+        Responder::new(ResponseOptions {
+            header_prefix: "x-keyward-".into(),
+            headers: IdentityHeader::ALL.to_vec(),
+            credential_sources: vec![CredentialSource::Bearer],
+            forward_credentials: false,
+            error_format: ErrorFormat::Auto,
+            on_unavailable,
+        })
+    }
+
+    /// What Envoy makes of a response: code 0 is an allow whatever else it says.
+    fn is_allow(response: &CheckResponse) -> bool {
+        response.status.as_ref().is_none_or(|status| status.code == 0)
+    }
+
+    #[test]
+    fn no_denial_reads_as_an_allow() {
+        let responder = responder(OnUnavailable::Deny);
+        for reason in Denial::ALL {
+            let checked = Checked { decision: Decision::Deny(Denied::unproven(reason)), tier: None };
+            let response = responder.respond(&checked, None).unwrap();
+            assert!(!is_allow(&response), "{reason:?}");
+            let Some(HttpResponse::DeniedResponse(denied)) = response.http_response else {
+                panic!("{reason:?}")
+            };
+            assert_eq!(denied.status.unwrap().code, i32::from(reason.http_status()));
+        }
+    }
+
+    #[test]
+    fn without_an_http_request_nothing_is_allowed() {
+        let checked = Checked { decision: Decision::Anonymous, tier: None };
+        assert!(!is_allow(&responder(OnUnavailable::Deny).respond(&checked, None).unwrap()));
+    }
+
+    #[test]
+    fn unavailable_is_a_503_or_left_to_envoy() {
+        let checked = Checked { decision: Decision::Unavailable(Cause::Store), tier: None };
+        let response = responder(OnUnavailable::Deny).respond(&checked, None).unwrap();
+        let Some(HttpResponse::DeniedResponse(denied)) = &response.http_response else { panic!() };
+        assert_eq!(denied.status.as_ref().unwrap().code, 503);
+        assert!(!is_allow(&response));
+        assert!(responder(OnUnavailable::Error).respond(&checked, None).is_err());
+    }
+}
