@@ -1,0 +1,249 @@
+use std::io::Write;
+
+use tempfile::NamedTempFile;
+
+use super::super::values::Shown;
+use super::*;
+
+fn environment(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
+    pairs.iter().map(|(name, value)| (name.into(), value.into())).collect()
+}
+
+fn file(text: &str) -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+fn mistakes(given: Given) -> String {
+    load(given).unwrap_err().to_string()
+}
+
+/// A text for each setting that is valid and not the default.
+fn other_text(setting: &Setting) -> &'static str {
+    match setting.flag {
+        "grpc-listen" => "unix:/tmp/k",
+        "admin-listen" => "127.0.0.1:1",
+        "worker-threads" | "verify-threads" => "77",
+        "drain-delay"
+        | "cache-record-ttl"
+        | "record-ttl-without-feed"
+        | "cache-verdict-ttl"
+        | "cache-negative-ttl"
+        | "last-used-interval"
+        | "check-timeout" => "7s",
+        "store" => "sqlite:other.db",
+        "redis" => "redis://h",
+        "cache-secret-file" => "/secret",
+        "key-prefix-length" => "12",
+        "credential-conflict" => "first",
+        "credential-sources" => "query:key",
+        "cache-max-entries" => "9",
+        "response-header-prefix" => "x-a-",
+        "response-headers" => "role",
+        "client-ip" => "xff:2",
+        "forward-credentials" => "on",
+        "on-unavailable" => "error",
+        "new-key-prefix" => "ab_",
+        "error-format" => "google",
+        "max-check-bytes" => "4096",
+        "log-format" => "json",
+        "log-level" => "debug",
+        other => panic!("a setting without a test value: {other}"),
+    }
+}
+
+fn yaml(setting: &Setting, text: &str) -> String {
+    match setting.file_key() {
+        (group, Some(key)) => format!("{group}: {{{key}: '{text}'}}\n"),
+        (key, None) => format!("{key}: '{text}'\n"),
+    }
+}
+
+fn value_of(loaded: &Loaded, flag: &str) -> (String, &'static str) {
+    let effective = loaded.effective();
+    let found = effective.iter().find(|effective| effective.setting.flag == flag).unwrap();
+    (found.value.clone(), found.origin.layer())
+}
+
+#[test]
+fn every_setting_can_be_given_in_every_layer_and_the_stronger_layer_wins() {
+    for setting in TABLE {
+        let text = other_text(setting);
+        // Redis needs its secret; give it by a layer that does not matter here.
+        let mut base = vec![];
+        if setting.flag == "redis" {
+            base.push(("KEYWARD_CACHE_SECRET_FILE", "/secret"));
+        }
+        let variable = setting.variable();
+        let with = |in_flag: Option<&str>, in_environment: Option<&str>, in_file: Option<&str>| {
+            let mut pairs = base.clone();
+            pairs.extend(in_environment.map(|text| (variable.as_str(), text)));
+            let written = in_file.map(|text| file(&yaml(setting, text)));
+            let loaded = load(Given {
+                file: written.as_ref().map(|file| file.path().to_owned()),
+                flags: in_flag.map(|text| (setting.flag, text.to_owned())).into_iter().collect(),
+                environment: environment(&pairs),
+            });
+            value_of(&loaded.unwrap(), setting.flag)
+        };
+        let (default, layer) = with(None, None, None);
+        assert_eq!(layer, "default");
+        for (expected, found) in [
+            ("flag", with(Some(text), Some(setting.default), Some(setting.default))),
+            ("environment", with(None, Some(text), Some(setting.default))),
+            ("file", with(None, None, Some(text))),
+        ] {
+            assert_ne!(found.0, default, "--{}", setting.flag);
+            assert_eq!(found.1, expected, "--{}", setting.flag);
+        }
+    }
+}
+
+/// What `config print` shows can be given back.
+#[test]
+fn shown_values_are_read_as_the_same_values() {
+    let first = load(Given::default()).unwrap();
+    let flags =
+        first.effective().into_iter().map(|effective| (effective.setting.flag, effective.value)).collect();
+    let second = load(Given { flags, ..Given::default() }).unwrap();
+    assert_eq!(format!("{:?}", first.settings), format!("{:?}", second.settings));
+}
+
+#[test]
+fn defaults_are_the_contracts() {
+    let settings = load(Given::default()).unwrap().settings;
+    assert_eq!(settings.grpc_listen.shown(), "127.0.0.1:9191");
+    assert_eq!(settings.admin_listen.to_string(), "127.0.0.1:9193");
+    assert_eq!(settings.store.expose_secret(), "sqlite:keyward.db");
+    assert_eq!(settings.cache_record_ttl.as_secs(), 300);
+    assert_eq!(settings.record_ttl_without_feed.as_secs(), 5);
+    assert_eq!(settings.cache_verdict_ttl.as_secs(), 3600);
+    assert_eq!(settings.cache_negative_ttl.as_secs(), 2);
+    assert_eq!(settings.check_timeout.as_millis(), 180);
+    assert_eq!(settings.max_check_bytes, 8 << 20);
+    assert_eq!(settings.response_headers.len(), 14);
+    let headers = settings.response_headers.shown();
+    assert!(!headers.contains("name") && !headers.contains("email"), "{headers}");
+    assert!(
+        settings.redis.is_none() && settings.cache_secret_file.is_none() && !settings.forward_credentials
+    );
+}
+
+#[test]
+fn all_mistakes_of_all_layers_are_reported_each_with_its_place() {
+    let written = file("grpc:\n  listen: nowhere\nkey: {prefix_length: 65}\n");
+    let text = mistakes(Given {
+        file: Some(written.path().to_owned()),
+        flags: [("check-timeout", "0ms".to_owned())].into(),
+        environment: environment(&[("KEYWARD_ON_UNAVAILABLE", "allow"), ("KEYWARD_GRPC_LISTN", "x")]),
+    });
+    let path = written.path().display();
+    assert_eq!(text.lines().count(), 5, "{text}");
+    assert!(
+        text.contains(&format!("{path}:2 grpc.listen: \"nowhere\" is not valid, expected an IP address")),
+        "{text}"
+    );
+    assert!(
+        text.contains(&format!("{path}:3 key.prefix_length: \"65\" is not valid, expected a whole number")),
+        "{text}"
+    );
+    assert!(text.contains("--check-timeout: \"0ms\" is not valid, expected a duration"), "{text}");
+    assert!(
+        text.contains("KEYWARD_ON_UNAVAILABLE: \"allow\" is not valid, expected one of deny, error"),
+        "{text}"
+    );
+    assert!(text.contains("variable KEYWARD_GRPC_LISTN; did you mean KEYWARD_GRPC_LISTEN?"), "{text}");
+}
+
+#[test]
+fn a_bad_value_is_refused_also_where_a_stronger_layer_overrules_it() {
+    let text = mistakes(Given {
+        flags: [("client-ip", "peer".to_owned())].into(),
+        environment: environment(&[("KEYWARD_CLIENT_IP", "xff")]),
+        ..Given::default()
+    });
+    assert!(text.starts_with("KEYWARD_CLIENT_IP: \"xff\""), "{text}");
+}
+
+#[test]
+fn a_bad_url_is_not_repeated() {
+    let text = mistakes(Given {
+        environment: environment(&[
+            ("KEYWARD_STORE", "mysql://u:hunter2@h/db"),
+            ("KEYWARD_REDIS", "hunter2"),
+        ]),
+        ..Given::default()
+    });
+    assert!(!text.contains("hunter2"), "{text}");
+    assert_eq!(text.lines().count(), 2, "{text}");
+}
+
+#[test]
+fn redis_needs_the_secret_that_seals() {
+    let given = |pairs| Given { environment: environment(pairs), ..Given::default() };
+    let text = mistakes(given(&[("KEYWARD_REDIS", "redis://h")]));
+    assert!(text.starts_with("KEYWARD_REDIS: expected --cache-secret-file"), "{text}");
+    let both = given(&[("KEYWARD_REDIS", "redis://h"), ("KEYWARD_CACHE_SECRET_FILE", "/secret")]);
+    assert!(load(both).is_ok());
+}
+
+/// It would be taken from the caller and set for the upstream under one name.
+#[test]
+fn a_header_for_the_upstream_is_no_credential_source() {
+    let with = |source: &str, prefix: &str| {
+        let flags =
+            [("credential-sources", source.to_owned()), ("response-header-prefix", prefix.to_owned())];
+        load(Given { flags: flags.into(), ..Given::default() }).is_ok()
+    };
+    assert!(!with("bearer,header:x-keyward-role", "x-keyward-"));
+    assert!(with("bearer,header:x-keyward-role", "x-auth-"));
+    assert!(with("bearer,header:x-keyward-secret", "x-keyward-"));
+}
+
+#[test]
+fn the_file_is_found_by_its_variable_and_the_flag_beats_it() {
+    let by_variable = file("log: {level: warn}");
+    let by_flag = file("log: {level: error}");
+    let pairs = environment(&[("KEYWARD_CONFIG", by_variable.path().to_str().unwrap())]);
+    let given = Given { environment: pairs.clone(), ..Given::default() };
+    assert_eq!(load(given).unwrap().settings.log_level, "warn");
+    let given = Given { environment: pairs, file: Some(by_flag.path().to_owned()), ..Given::default() };
+    assert_eq!(load(given).unwrap().settings.log_level, "error");
+}
+
+#[test]
+fn an_unreadable_file_is_refused_by_name() {
+    let text = mistakes(Given { file: Some("/nowhere/k.yaml".into()), ..Given::default() });
+    assert!(text.starts_with("/nowhere/k.yaml: can't be read: "), "{text}");
+    let directory = tempfile::tempdir().unwrap();
+    assert!(load(Given { file: Some(directory.path().to_owned()), ..Given::default() }).is_err());
+}
+
+/// A service named `keyward` in the same namespace must not keep the sidecar from starting.
+#[test]
+fn variables_of_kubernetes_services_are_not_ours() {
+    let pairs = environment(&[
+        ("KEYWARD_SERVICE_HOST", "10.0.0.1"),
+        ("KEYWARD_SERVICE_PORT", "9191"),
+        ("KEYWARD_SERVICE_PORT_GRPC", "9191"),
+        ("KEYWARD_PORT", "tcp://10.0.0.1:9191"),
+        ("KEYWARD_PORT_9191_TCP", "tcp://10.0.0.1:9191"),
+        ("KEYWARD_PORT_9191_TCP_ADDR", "10.0.0.1"),
+        ("KEYWARD_REDIS_PORT_6379_TCP_PROTO", "tcp"),
+        ("KEYWARD_REDIS_SERVICE_HOST", "10.0.0.2"),
+        ("PATH", "/bin"),
+    ]);
+    assert!(load(Given { environment: pairs, ..Given::default() }).is_ok());
+    let text = mistakes(Given { environment: environment(&[("KEYWARD_PORT", "9191")]), ..Given::default() });
+    assert!(text.contains("unknown environment variable KEYWARD_PORT"), "{text}");
+}
+
+#[test]
+fn a_file_without_end_and_an_empty_name_are_refused() {
+    let text = mistakes(Given { file: Some("/dev/zero".into()), ..Given::default() });
+    assert!(text.contains("larger than 1 MiB"), "{text}");
+    let pairs = environment(&[("KEYWARD_CONFIG", "")]);
+    let text = mistakes(Given { environment: pairs, ..Given::default() });
+    assert!(text.contains("KEYWARD_CONFIG is empty"), "{text}");
+}

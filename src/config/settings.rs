@@ -1,0 +1,268 @@
+//! Every setting: its flag, field, type, default, reader and help, in one table.
+//!
+//! The doc comment of an entry is its help text in the command line, in `docs/settings.md` and in
+//! `config/keyward.yaml`; a new setting is one entry here (and `KEYWARD_REGENERATE=1 cargo test --lib config`).
+//! The default is a text like any other, so that it is read and checked like any other.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::values::{self, DAY, Listen, MILLISECOND, MINUTE, Reading, SECOND, SecretUrl, Shown};
+use crate::domain::key::PrefixLength;
+use crate::server::options::{
+    ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat, IdentityHeader, OnUnavailable,
+};
+use crate::telemetry::logging::LogFormat;
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct Setting {
+    /// The flag without its dashes; the other names follow from it.
+    pub flag: &'static str,
+    /// The text that holds where none is given.
+    pub default: &'static str,
+    /// What to write, for help texts: `ADDRESS`, `on|off`.
+    pub form: &'static str,
+    /// Whether a bad text may hold a password and is not to be repeated.
+    pub secrecy: Secrecy,
+    help: &'static [&'static str],
+}
+
+/// Whether the text of a setting may be printed as it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Secrecy {
+    /// It may.
+    Plain,
+    /// It may hold a password.
+    Secret,
+}
+
+impl Setting {
+    /// Meaning, range and consequence, one paragraph without line breaks.
+    pub fn help(&self) -> String {
+        self.help.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")
+    }
+
+    /// `KEYWARD_GRPC_LISTEN`
+    pub fn variable(&self) -> String {
+        format!("KEYWARD_{}", self.flag.replace('-', "_").to_ascii_uppercase())
+    }
+
+    /// Where it is in the file: `grpc` and `listen`; a name of one word is at the top.
+    pub fn file_key(&self) -> (&'static str, Option<String>) {
+        match self.flag.split_once('-') {
+            Some((group, rest)) => (group, Some(rest.replace('-', "_"))),
+            None => (self.flag, None),
+        }
+    }
+
+    /// `grpc.listen`
+    pub fn file_path(&self) -> String {
+        match self.file_key() {
+            (group, Some(key)) => format!("{group}.{key}"),
+            (key, None) => key.to_owned(),
+        }
+    }
+}
+
+/// Where the readers get their texts from, and where they leave their complaints.
+pub(super) trait Texts {
+    /// Reads the text that holds for this setting; `None` after a complaint.
+    fn read<T>(&mut self, setting: &'static Setting, reader: fn(&str) -> Reading<T>) -> Option<T>;
+}
+
+macro_rules! settings {
+    ($($(#[doc = $help:literal])+ $flag:literal($form:literal, $secrecy:ident) =>
+        $field:ident: $type:ty = $default:literal, $reader:expr;)+) => {
+        /// The settings of one process, read and checked.
+        #[allow(clippy::doc_markdown, reason = "the same text is help on a terminal, where marks are noise")]
+        #[derive(Debug, Clone)]
+        pub struct Settings {
+            $($(#[doc = $help])+ pub $field: $type,)+
+        }
+
+        mod row {
+            use super::{Secrecy, Setting};
+            $(#[allow(non_upper_case_globals, reason = "named like the field")]
+            pub(super) static $field: Setting = Setting {
+                flag: $flag,
+                default: $default,
+                form: $form,
+                secrecy: Secrecy::$secrecy,
+                help: &[$($help),+],
+            };)+
+        }
+
+        /// Every setting, in the order of the documentation.
+        pub static TABLE: &[&Setting] = &[$(&row::$field),+];
+
+        impl Settings {
+            /// Reads every setting, so that all complaints are made at once.
+            pub(super) fn read(texts: &mut impl Texts) -> Option<Self> {
+                $(let $field = texts.read::<$type>(&row::$field, $reader);)+
+                Some(Self { $($field: $field?),+ })
+            }
+
+            /// Every setting with its value as text, secrets hidden.
+            pub fn shown(&self) -> Vec<(&'static Setting, String)> {
+                vec![$((&row::$field, self.$field.shown())),+]
+            }
+        }
+
+        #[cfg(test)]
+        pub(super) const FIELDS: &[&str] = &[$(stringify!($field)),+];
+    };
+}
+
+settings! {
+    /// Where Envoy's ext_authz checks are taken (gRPC): an IP address and port, or unix:/path for a socket that its
+    /// owner and group may use. Nothing is encrypted here, so keep it on the loopback address or a socket.
+    "grpc-listen"("ADDRESS", Plain) => grpc_listen: Listen = "127.0.0.1:9191", values::listen;
+
+    /// Where /livez, /readyz, /metrics, /stats and the cache commands are served (HTTP): an IP address and port.
+    /// Whoever reaches it can flush the caches.
+    "admin-listen"("ADDRESS", Plain) => admin_listen: SocketAddr = "127.0.0.1:9193", values::socket_address;
+
+    /// Threads that answer checks: 1 to 1024, or auto for the number of cores.
+    "worker-threads"("N|auto", Plain) => worker_threads: usize = "auto", |text| values::threads(text, 0);
+
+    /// How long checks are still answered after SIGTERM, while Envoy is told to go elsewhere: 0s to 1h. Too short,
+    /// and a rolling restart fails requests; keep it under the pod's grace period.
+    "drain-delay"("DURATION", Plain) => drain_delay: Duration = "5s",
+        |text| values::duration(text, Duration::ZERO..=60 * MINUTE);
+
+    /// The database that holds keys and users: sqlite:PATH, or postgres://USER@HOST/DATABASE. Put a password into
+    /// KEYWARD_STORE or the file; a flag is seen by every process of the machine.
+    "store"("URL", Secret) => store: SecretUrl = "sqlite:keyward.db", |text| {
+        values::url(text, &["sqlite:", "postgres://", "postgresql://"], "sqlite:PATH or postgres://…")
+    };
+
+    /// The Redis that replicas share: redis://… or rediss://…, or off. It needs --cache-secret-file. Put a password
+    /// into KEYWARD_REDIS or the file.
+    "redis"("URL|off", Secret) => redis: Option<SecretUrl> = "off", |text| values::optional(text, |text| {
+        values::url(text, &["redis://", "rediss://"], "redis://…, rediss://… or off")
+    });
+
+    /// A file with 32 or more bytes that seal what goes to Redis, or off; the same on all replicas. Of several
+    /// lines the first one seals and all of them open, so that the secret can be changed.
+    "cache-secret-file"("PATH|off", Plain) => cache_secret_file: Option<PathBuf> = "off",
+        |text| values::optional(text, values::file);
+
+    /// How many characters of a key are its public prefix: 1 to 64. It must be what the rows in the store were
+    /// made with, or no key is found; a short one makes many keys share a prefix, and each costs a bcrypt.
+    "key-prefix-length"("N", Plain) => key_prefix_length: PrefixLength = "8", values::prefix_length;
+
+    /// What happens when two sources hold different keys: reject answers 401, first takes the one that comes first
+    /// in --credential-sources.
+    "credential-conflict"("reject|first", Plain) => credential_conflict: CredentialConflict = "reject", values::word;
+
+    /// Where a key is looked for, a comma list of bearer, x-api-key, api-key, x-goog-api-key, header:NAME and
+    /// query:NAME. Each of them is removed from what goes upstream.
+    "credential-sources"("LIST", Plain) => credential_sources: Vec<CredentialSource> =
+        "bearer,x-api-key,api-key,x-goog-api-key", values::credential_sources;
+
+    /// Longest time that a record is used without being read from the store again: 1ms to 30d. Longer spares the
+    /// store; changes arrive through the change feed before that.
+    "cache-record-ttl"("DURATION", Plain) => cache_record_ttl: Duration = "300s", ttl;
+
+    /// The same where there is no change feed: 1ms to 30d. It is then the time that a revocation takes.
+    "record-ttl-without-feed"("DURATION", Plain) => record_ttl_without_feed: Duration = "5s", ttl;
+
+    /// Longest time that a proof of a key is used without bcrypt: 1ms to 30d. A proof never becomes wrong; this
+    /// bounds how long one stays in memory and Redis.
+    "cache-verdict-ttl"("DURATION", Plain) => cache_verdict_ttl: Duration = "3600s", ttl;
+
+    /// How long an unknown prefix is remembered: 1ms to 30d. A new key may be refused for that long; shorter lets
+    /// junk keys cost more queries.
+    "cache-negative-ttl"("DURATION", Plain) => cache_negative_ttl: Duration = "2s", ttl;
+
+    /// Most entries of each memory cache: 1 to 100000000, about 1 KiB each. Memory stays bounded whatever is sent.
+    "cache-max-entries"("N", Plain) => cache_max_entries: usize = "100000",
+        |text| values::number(text, 1..=100_000_000);
+
+    /// Threads that compute bcrypt: 1 to 1024, or auto for one less than the cores. Each keeps a core busy while
+    /// new keys are proven.
+    "verify-threads"("N|auto", Plain) => verify_threads: usize = "auto", |text| values::threads(text, 1);
+
+    /// At most one last_used_at write per key in this time, over all replicas: 1s to 30d.
+    "last-used-interval"("DURATION", Plain) => last_used_interval: Duration = "300s",
+        |text| values::duration(text, SECOND..=30 * DAY);
+
+    /// Own deadline of a check: 1ms to 1m. Keep it under Envoy's timeout (200ms by default), so that the caller
+    /// gets a 503 from here and not Envoy's own failure. A bcrypt that began goes on and its verdict is kept.
+    "check-timeout"("DURATION", Plain) => check_timeout: Duration = "180ms",
+        |text| values::duration(text, MILLISECOND..=MINUTE);
+
+    /// What the names of the headers for the upstream begin with: lower case, not x-envoy-. Headers of the caller
+    /// under these names are removed.
+    "response-header-prefix"("TEXT", Plain) => response_header_prefix: String = "x-keyward-", values::header_prefix;
+
+    /// Which headers the upstream gets, a comma list of names without the prefix, or none: key-id, key-name,
+    /// key-prefix, user-id, username, user-email, role, superuser, scopes, allowed-models, allowed-endpoints,
+    /// allowed-chatbots, rate-limit-minute, rate-limit-hour, rate-limit-day, budget-limit-cents and
+    /// budget-remaining-cents. Personal data (key-name, username, user-email) is sent only when it is listed.
+    "response-headers"("LIST", Plain) => response_headers: Vec<IdentityHeader> =
+        "key-id,key-prefix,user-id,role,superuser,scopes,allowed-models,allowed-endpoints,allowed-chatbots,rate-limit-minute,rate-limit-hour,rate-limit-day,budget-limit-cents,budget-remaining-cents",
+        values::list;
+
+    /// Whose address the address lists of keys are held against: peer (who connected to Envoy), xff:N (the N-th from
+    /// the right of x-forwarded-for, one for each proxy of yours), header:NAME, or metadata:NAME (gRPC metadata that
+    /// Envoy's initial_metadata sets). Name nothing that a caller can set.
+    "client-ip"("SOURCE", Plain) => client_ip: ClientIpSource = "peer", values::word;
+
+    /// Whether the key stays in the request that goes upstream: on or off. On hands every caller's secret to the
+    /// upstream.
+    "forward-credentials"("on|off", Plain) => forward_credentials: bool = "off", values::switch;
+
+    /// What Envoy hears when a check can't be decided: deny answers 503, error leaves it to Envoy's
+    /// failure_mode_allow, which may let the request pass.
+    "on-unavailable"("deny|error", Plain) => on_unavailable: OnUnavailable = "deny", values::word;
+
+    /// What generated keys begin with: up to 40 visible characters without comma and exclamation mark. Secret
+    /// scanners find leaked keys by it.
+    "new-key-prefix"("TEXT", Plain) => new_key_prefix: String = "kw_", values::new_key_prefix;
+
+    /// Whose error body a denial has: auto follows the caller's dialect; openai, anthropic, google or problem
+    /// (RFC 9457) is sent to everyone.
+    "error-format"("auto|openai|anthropic|google|problem", Plain) => error_format: ErrorFormat = "auto", values::word;
+
+    /// Largest check that is read: 1KiB to 1GiB. Keep it above Envoy's max_request_bytes, or large requests get 503.
+    "max-check-bytes"("SIZE", Plain) => max_check_bytes: usize = "8MiB",
+        |text| values::size(text, 1 << 10..=1 << 30);
+
+    /// How log lines look on standard error: text, or json with one object a line.
+    "log-format"("text|json", Plain) => log_format: LogFormat = "text", values::log_format;
+
+    /// What is logged: off, error, warn, info, debug or trace, or a list such as info,keyward::cache=debug.
+    "log-level"("LEVEL", Plain) => log_level: String = "info", values::log_level;
+}
+
+fn ttl(text: &str) -> Reading<Duration> {
+    values::duration(text, MILLISECOND..=30 * DAY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_the_fields_and_nest_without_collision() {
+        for (setting, field) in TABLE.iter().zip(FIELDS) {
+            assert_eq!(setting.flag.replace('-', "_"), *field);
+            let (group, key) = setting.file_key();
+            let single = TABLE.iter().any(|other| other.flag == group);
+            assert_eq!(single, key.is_none(), "{group} is a group and a setting");
+        }
+        assert_eq!(TABLE.len(), FIELDS.len());
+    }
+
+    #[test]
+    fn names_in_every_layer() {
+        let find = |flag| *TABLE.iter().find(|setting| setting.flag == flag).unwrap();
+        let nested = find("record-ttl-without-feed");
+        assert_eq!(nested.variable(), "KEYWARD_RECORD_TTL_WITHOUT_FEED");
+        assert_eq!(nested.file_path(), "record.ttl_without_feed");
+        assert_eq!(find("redis").file_path(), "redis");
+    }
+}
