@@ -1,1 +1,29 @@
+//! Keyward as a whole: the real binary, a real Envoy, real stores.
+//!
+//! One folder of helpers, one file a subject. A test's name is the guarantee that it protects.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "in a test, and in what only tests use, a panic is the report"
+)]
 
+mod bad_rows;
+mod caches;
+mod cli;
+mod collisions;
+mod config;
+mod denials;
+mod envoy_config;
+mod house;
+mod lifecycle;
+mod path;
+mod postgres_serve;
+mod program;
+mod redis_tier;
+mod secrecy;
+mod stores;
+mod stores_postgres;
+mod stores_sqlite;
+mod support;
+mod verdicts;
+mod wire;

@@ -1,0 +1,50 @@
+# One target a habit; .ci/run calls the same ones.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+T ?=
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## Watch Keyward answer a real Envoy (needs Rust and Python only)
+	@scripts/install-tools.sh envoy
+	@cargo build --locked --quiet --bin keyward
+	@python3 scripts/demo.py --keyward "$(abspath $(TARGET_DIR))/debug/keyward"
+
+.PHONY: test
+test: tools ## Run all tests, or those whose name holds T: make test T=denials
+	@if cargo nextest --version >/dev/null 2>&1; then \
+		cargo nextest run --locked --no-fail-fast $(T); \
+	else \
+		cargo test --locked --no-fail-fast -- $(T); \
+	fi
+
+.PHONY: lint
+lint: ## Clippy, warnings denied
+	@cargo clippy --locked --all-targets -- -D warnings
+
+.PHONY: fmt
+fmt: ## Format the code
+	@cargo fmt
+
+.PHONY: fmt-check
+fmt-check: ## Fail where the code is not formatted
+	@cargo fmt --check
+
+.PHONY: bench
+bench: ## Run the benchmarks
+	@cargo bench --locked
+
+.PHONY: check
+check: ## All that CI asks for
+	@.ci/run
+
+.PHONY: tools
+tools: ## Install Envoy, Redis and PostgreSQL where they are missing
+	@scripts/install-tools.sh

@@ -1,0 +1,107 @@
+//! The shipped Envoy configuration by itself: what it does where Keyward does not answer, and what it never asks about.
+
+use std::path::Path;
+
+use crate::support::envoy::Envoy;
+use crate::support::http::Request;
+use crate::support::port::free_addr;
+use crate::support::upstream::Upstream;
+
+/// The pod's configuration is the one that all tests here run, but for where it listens and finds Keyward.
+#[test]
+fn the_pods_configuration_is_the_shipped_one_with_other_addresses() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path| std::fs::read_to_string(root.join(path)).unwrap();
+    let (shipped, pod) = (read("envoy/envoy.yaml"), read("k8s/envoy.yaml"));
+    let is_setting = |line: &&str| !line.trim_start().starts_with('#');
+    let own = |own: &str, other: &str| -> Vec<String> {
+        let lines =
+            own.lines().filter(is_setting).filter(|line| !other.lines().any(|theirs| theirs == *line));
+        lines.map(|line| line.trim().to_owned()).collect()
+    };
+    assert_eq!(
+        own(&pod, &shipped),
+        [
+            "socket_address: {address: 0.0.0.0, port_value: 10000} # @listener",
+            "pipe: {path: /run/keyward/grpc.sock} # @keyward",
+        ]
+    );
+    assert_eq!(
+        own(&shipped, &pod),
+        [
+            "socket_address: {address: 127.0.0.1, port_value: 10000} # @listener",
+            "socket_address: {address: 127.0.0.1, port_value: 9191} # @keyward",
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_answer_nothing_passes_and_the_caller_reads_503() {
+    let upstream = Upstream::start().await;
+    let envoy = Envoy::new(free_addr(), upstream.addr()).start().await;
+    for request in
+        [Request::get("/v1/models"), Request::post("/v1/chat/completions", "{}").bearer("kw_012345678")]
+    {
+        let response = request.send(envoy.addr()).await;
+        assert_eq!(response.status, 503, "{response:?}");
+    }
+    assert_eq!(upstream.requests(), 0);
+    assert_eq!(envoy.stat("http.api.ext_authz.error").await, 2);
+}
+
+/// Why `failure_mode_allow: false` is spelled out.
+#[tokio::test(flavor = "multi_thread")]
+async fn fail_open_would_forward_the_credential_and_what_the_caller_made_up() {
+    let upstream = Upstream::start().await;
+    let envoy = Envoy::new(free_addr(), upstream.addr())
+        .replace("failure_mode_allow: false", "failure_mode_allow: true")
+        .start()
+        .await;
+    let request = Request::post("/v1/chat/completions?x=1", r#"{"model":"m"}"#);
+    let echo =
+        request.bearer("kw_012345678").header("x-keyward-superuser", "true").send(envoy.addr()).await.echo();
+    assert_eq!(echo.values("authorization"), ["Bearer kw_012345678"]);
+    assert_eq!(echo.values("x-keyward-superuser"), ["true"]);
+    assert_eq!((&*echo.method, &*echo.path), ("POST", "/v1/chat/completions?x=1"));
+    assert_eq!(echo.body, r#"{"model":"m"}"#);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_two_readers_could_read_differently_is_refused_before_it_is_authorized() {
+    let upstream = Upstream::start().await;
+    let envoy = Envoy::new(free_addr(), upstream.addr()).start().await;
+    for path in ["/v1%2fmodels", "/v1%5Cmodels", "/v1/%00"] {
+        assert_eq!(Request::get(path).send(envoy.addr()).await.status, 400, "{path}");
+    }
+    let underscore = Request::get("/v1/models").header("x_keyward_user_id", "1");
+    assert_eq!(underscore.send(envoy.addr()).await.status, 400);
+    assert_eq!(envoy.stat("http.api.ext_authz.error").await, 0);
+    assert_eq!(upstream.requests(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_preflight_needs_no_key_and_a_denial_can_be_read_by_the_page() {
+    let upstream = Upstream::start().await;
+    let envoy = Envoy::new(free_addr(), upstream.addr()).start().await;
+    let origin = "https://app.example.com";
+    let preflight = Request::new("OPTIONS", "/v1/chat/completions")
+        .header("origin", origin)
+        .header("access-control-request-method", "POST");
+    let response = preflight.send(envoy.addr()).await;
+    assert_eq!(response.status, 200);
+    assert_eq!(response.value("access-control-allow-origin"), Some(origin));
+    let denied = Request::get("/v1/models").header("origin", origin).send(envoy.addr()).await;
+    assert_eq!(denied.value("access-control-allow-origin"), Some(origin));
+    assert_eq!(upstream.requests(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_access_log_has_no_query() {
+    let upstream = Upstream::start().await;
+    let envoy = Envoy::new(free_addr(), upstream.addr()).start().await;
+    Request::get("/v1/models?key=kw_topsecret").send(envoy.addr()).await;
+    let line = envoy.access_log_of("/v1/models").await;
+    assert_eq!(line["status"], 503);
+    assert_eq!(line["details"], "ext_authz_error");
+    assert!(!envoy.access_log().contains("topsecret"));
+}

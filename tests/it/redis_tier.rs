@@ -1,0 +1,217 @@
+//! Redis between memory and store, through the whole program: what it spares, and that it is neither trusted nor needed.
+
+use std::path::PathBuf;
+
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+use crate::support::eventually;
+use crate::support::grpc::{Answer, Authorizer, Check, Encoding};
+use crate::support::keyward::{Builder, Key, Keyward};
+use crate::support::redis::Redis;
+
+/// A Redis, and what replicas share besides it.
+struct Rig {
+    redis: Redis,
+    folder: TempDir,
+}
+
+impl Rig {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("secret"), "0123456789abcdef0123456789abcdef\n").unwrap();
+        Self { redis: Redis::start().await, folder }
+    }
+
+    fn database(&self) -> PathBuf {
+        self.folder.path().join("shared.db")
+    }
+
+    fn replica(&self) -> Builder {
+        Keyward::new()
+            .store(&format!("sqlite:{}", self.database().display()))
+            .redis(&self.redis.url(), &self.folder.path().join("secret"))
+            // Long enough that the age of a record plays no part.
+            .arg("--record-ttl-without-feed", "300s")
+    }
+
+    /// A first replica that has proven a key and has handed record and proof to Redis.
+    async fn warm(&self) -> (Keyward, Key) {
+        let first = self.replica().start().await;
+        first.create_user("ada", &[]);
+        let key = first.create_key("ada", "ci", &[]);
+        assert!(ask(&first, &key.secret).await.allows());
+        assert_eq!(first.bcrypt_runs().await, 1);
+        let stored = eventually(async || (self.entries().await.len() >= 2).then_some(()));
+        assert!(stored.await.is_some(), "record and proof did not reach Redis");
+        (first, key)
+    }
+
+    /// The names of records and proofs.
+    async fn entries(&self) -> Vec<String> {
+        let names = self.redis.command(&["KEYS", "keyward:*"]).await;
+        let names: Vec<String> = redis::from_redis_value(names).unwrap();
+        names.into_iter().filter(|name| !name.contains(":u:")).collect()
+    }
+}
+
+async fn ask(keyward: &Keyward, secret: &str) -> Answer {
+    let authorizer = Authorizer::connect(keyward.grpc_addr()).await;
+    authorizer.check(Check::new("GET", "/v1/models").bearer(secret).build(Encoding::Raw)).await
+}
+
+async fn redis_count(keyward: &Keyward, cache: &str, result: &str) -> u64 {
+    let labels = [("cache", cache), ("tier", "redis"), ("result", result)];
+    keyward.count("keyward_cache_requests_total", &labels).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_replica_needs_neither_bcrypt_nor_the_store() {
+    let rig = Rig::start().await;
+    let (_first, key) = rig.warm().await;
+    let second = rig.replica().start().await;
+    assert!(ask(&second, &key.secret).await.allows());
+    assert_eq!(second.bcrypt_runs().await, 0);
+    let from_store = [("cache", "record"), ("tier", "store")];
+    assert_eq!(second.count("keyward_cache_requests_total", &from_store).await, 0);
+    // One round trip brought both.
+    assert_eq!(redis_count(&second, "record", "hit").await, 1);
+    assert_eq!(redis_count(&second, "verdict", "hit").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_is_served_by_redis_without_bcrypt() {
+    let rig = Rig::start().await;
+    let (first, key) = rig.warm().await;
+    assert!(first.sigterm_and_wait().await.success());
+    let again = rig.replica().start().await;
+    assert!(ask(&again, &key.secret).await.allows());
+    assert_eq!(again.bcrypt_runs().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_redis_knows_of_a_key_lets_no_other_key_in() {
+    let rig = Rig::start().await;
+    let (_first, key) = rig.warm().await;
+    let second = rig.replica().start().await;
+    let wrong = key.wrong();
+    let answer = ask(&second, &wrong).await;
+    assert_eq!(answer.header("x-keyward-reason"), Some("invalid_api_key"));
+    assert!(ask(&second, &key.secret).await.allows());
+    assert!(!ask(&second, &wrong).await.allows());
+}
+
+/// Whoever owns Redis can cost us work, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_and_swapped_entries_are_counted_misses() {
+    let rig = Rig::start().await;
+    let (_first, key) = rig.warm().await;
+    let names = rig.entries().await;
+    // Each entry gets the value of another one: sealed by us, but not for this name.
+    let values: Vec<redis::Value> = {
+        let mut values = Vec::new();
+        for name in &names {
+            values.push(rig.redis.command(&["DUMP", name]).await);
+        }
+        values
+    };
+    for (name, value) in names.iter().zip(values.into_iter().cycle().skip(1)) {
+        let dump: Vec<u8> = redis::from_redis_value(value).unwrap();
+        rig.redis.command(&[b"RESTORE", name.as_bytes(), b"60000", &dump, b"REPLACE"]).await;
+    }
+    let second = rig.replica().start().await;
+    assert!(ask(&second, &key.secret).await.allows());
+    assert_eq!(redis_count(&second, "record", "rejected").await, 1);
+    assert_eq!(redis_count(&second, "verdict", "rejected").await, 1);
+    assert_eq!(second.bcrypt_runs().await, 1);
+
+    for name in rig.entries().await {
+        rig.redis.command(&["SET", &name, "forged"]).await;
+    }
+    let third = rig.replica().start().await;
+    assert!(ask(&third, &key.secret).await.allows());
+    assert_eq!(redis_count(&third, "record", "rejected").await, 1);
+    assert_eq!(third.bcrypt_runs().await, 1);
+}
+
+/// A record that was switched off must not be served to a replica that has not seen it.
+#[tokio::test(flavor = "multi_thread")]
+async fn invalidation_reaches_redis_too() {
+    let rig = Rig::start().await;
+    let (first, key) = rig.warm().await;
+    let file = Connection::open(rig.database()).unwrap();
+    file.execute("UPDATE api_keys SET is_active = 0 WHERE id = ?1", [key.id]).unwrap();
+    first.cli_ok(&["cache", "invalidate", "--key-id", &key.id.to_string()]);
+    assert_eq!(ask(&first, &key.secret).await.header("x-keyward-reason"), Some("key_inactive"));
+    let second = rig.replica().start().await;
+    assert_eq!(ask(&second, &key.secret).await.header("x-keyward-reason"), Some("key_inactive"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_that_is_down_at_start_is_not_felt() {
+    let mut rig = Rig::start().await;
+    rig.redis.kill();
+    let keyward = rig.replica().start().await;
+    keyward.create_user("ada", &[]);
+    let key = keyward.create_key("ada", "ci", &[]);
+    assert!(ask(&keyward, &key.secret).await.allows());
+    assert!(ask(&keyward, &key.secret).await.allows());
+    assert_eq!(keyward.bcrypt_runs().await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_that_freezes_costs_a_miss_and_then_is_left_alone() {
+    let rig = Rig::start().await;
+    let keyward = rig.replica().start().await;
+    keyward.create_user("ada", &[]);
+    rig.redis.freeze();
+    let opened = eventually(async || {
+        let key = keyward.create_key("ada", "ci", &["--hash", "sha256"]);
+        let answer = ask(&keyward, &key.secret).await;
+        assert!(answer.allows(), "{answer:?}");
+        let stats = keyward.cli_json(&["cache", "stats"]);
+        (stats["redis"]["breaker"] == "open").then_some(())
+    });
+    assert!(opened.await.is_some(), "the breaker stays closed");
+    rig.redis.resume();
+    let closed = eventually(async || {
+        let key = keyward.create_key("ada", "ci", &["--hash", "sha256"]);
+        assert!(ask(&keyward, &key.secret).await.allows());
+        let stats = keyward.cli_json(&["cache", "stats"]);
+        (stats["redis"]["breaker"] == "closed").then_some(())
+    });
+    assert!(closed.await.is_some(), "the breaker stays open");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_replicas_write_last_used_at_once() {
+    let rig = Rig::start().await;
+    let (first, key) = rig.warm().await;
+    let second = rig.replica().start().await;
+    assert!(ask(&second, &key.secret).await.allows());
+    let file = Connection::open(rig.database()).unwrap();
+    let last_used =
+        || file.query_row("SELECT last_used_at FROM api_keys", [], |row| row.get::<_, Option<String>>(0));
+    let written = eventually(async || last_used().unwrap());
+    let written = written.await.expect("last_used_at is not written");
+    // Both flush what they have, and neither has anything that the other one wrote already.
+    let writes = first.count("keyward_last_used_writes_total", &[]).await
+        + second.count("keyward_last_used_writes_total", &[]).await;
+    assert!(first.sigterm_and_wait().await.success());
+    assert!(second.sigterm_and_wait().await.success());
+    assert_eq!((writes, last_used().unwrap()), (1, Some(written)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flush_empties_memory_and_redis() {
+    let rig = Rig::start().await;
+    let (first, key) = rig.warm().await;
+    rig.redis.command(&["SET", "somebody-elses", "1"]).await;
+    first.cli_ok(&["cache", "flush"]);
+    assert!(rig.entries().await.is_empty());
+    let theirs: String =
+        redis::from_redis_value(rig.redis.command(&["GET", "somebody-elses"]).await).unwrap();
+    assert_eq!(theirs, "1");
+    assert!(ask(&first, &key.secret).await.allows());
+    assert_eq!(first.bcrypt_runs().await, 2);
+}

@@ -1,0 +1,137 @@
+//! The real Envoy with the configuration that we ship.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::http::Request;
+use super::process::Process;
+use super::{eventually, port};
+
+/// What to start.
+pub(crate) struct Builder {
+    config: String,
+}
+
+/// An Envoy that takes requests.
+pub(crate) struct Envoy {
+    process: Process,
+    listener: SocketAddr,
+    admin: SocketAddr,
+    /// Holds the configuration and the logs.
+    _folder: TempDir,
+}
+
+impl Envoy {
+    /// `envoy/envoy.yaml` with other ports, and with time to spare for a busy machine.
+    #[expect(clippy::new_ret_no_self, reason = "reads as the start of a sentence that ends with start()")]
+    pub(crate) fn new(keyward: SocketAddr, upstream: SocketAddr) -> Builder {
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("envoy/envoy.yaml");
+        let config = std::fs::read_to_string(shipped).expect("read envoy/envoy.yaml");
+        Builder { config }
+            .replace("port_value: 9191}", &format!("port_value: {}}}", keyward.port()))
+            .replace("port_value: 8000}", &format!("port_value: {}}}", upstream.port()))
+            .replace(" timeout: 0.5s", " timeout: 15s")
+    }
+
+    /// Where callers come in.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.listener
+    }
+
+    /// The first line of the access log that fits.
+    pub(crate) async fn access_log_line(&self, fits: impl Fn(&Value) -> bool) -> Value {
+        let line = eventually(async || {
+            let output = self.process.stdout();
+            output.lines().filter_map(|line| serde_json::from_str(line).ok()).find(&fits)
+        });
+        line.await.unwrap_or_else(|| panic!("no such line in the access log:\n{}", self.process.stdout()))
+    }
+
+    /// The line of the one request to that path.
+    pub(crate) async fn access_log_of(&self, path: &str) -> Value {
+        self.access_log_line(|line| line.get("path").and_then(Value::as_str) == Some(path)).await
+    }
+
+    /// All lines so far, as written.
+    pub(crate) fn access_log(&self) -> String {
+        self.process.stdout()
+    }
+}
+
+impl Builder {
+    /// Changes the shipped text in one place, which must exist and be the only one.
+    pub(crate) fn replace(mut self, shipped: &str, ours: &str) -> Self {
+        assert_eq!(self.config.matches(shipped).count(), 1, "envoy/envoy.yaml should hold {shipped:?} once");
+        self.config = self.config.replace(shipped, ours);
+        self
+    }
+
+    /// Adds a route before the shipped ones: a prefix with these `context_extensions`.
+    pub(crate) fn route(self, prefix: &str, context_extensions: &str) -> Self {
+        let route = format!(
+            r#"routes: # @routes
+                        - match: {{prefix: {prefix}}}
+                          route: {{cluster: upstream}}
+                          typed_per_filter_config:
+                            envoy.filters.http.ext_authz:
+                              "@type": type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute
+                              check_settings:
+                                context_extensions: {context_extensions}"#
+        );
+        self.replace("routes: # @routes", &route)
+    }
+
+    /// Starts Envoy and waits until it says that it is ready.
+    pub(crate) async fn start(self) -> Envoy {
+        let (listener, admin) = (port::free_addr(), port::free_addr());
+        let config = self
+            .replace("port_value: 10000}", &format!("port_value: {}}}", listener.port()))
+            .replace("port_value: 9901}", &format!("port_value: {}}}", admin.port()))
+            .config;
+        let folder = tempfile::Builder::new().prefix("keyward-envoy-").tempdir().expect("make a folder");
+        let file = folder.path().join("envoy.yaml");
+        std::fs::write(&file, config).expect("write the configuration");
+        let args = [
+            "-c",
+            &file.display().to_string(),
+            "--disable-hot-restart",
+            "--concurrency",
+            "1",
+            "--log-level",
+            "warning",
+            // The access log is otherwise written every 10 s.
+            "--file-flush-interval-msec",
+            "10",
+        ]
+        .map(str::to_owned);
+        let mut process = Process::start("envoy", &binary(), folder.path(), &args);
+        let ready = eventually(async || {
+            if let Some(status) = process.ended() {
+                panic!("Envoy ended with {status} before it was ready:\n{}", process.stderr());
+            }
+            let response = Request::get("/ready").try_send(admin).await.ok()?;
+            (response.status == 200).then_some(())
+        });
+        assert!(ready.await.is_some(), "Envoy did not become ready:\n{}", process.stderr());
+        Envoy { process, listener, admin, _folder: folder }
+    }
+}
+
+impl Envoy {
+    /// The value of one of Envoy's own counters.
+    pub(crate) async fn stat(&self, name: &str) -> u64 {
+        let text = Request::get(&format!("/stats?filter=^{name}$")).send(self.admin).await.text();
+        let value = text.trim().strip_prefix(name).and_then(|rest| rest.strip_prefix(": "));
+        value.unwrap_or_else(|| panic!("no counter {name}: {text}")).parse().expect("a counter is a number")
+    }
+}
+
+fn binary() -> PathBuf {
+    let path = std::env::var_os("KEYWARD_ENVOY")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/envoy"), PathBuf::from);
+    assert!(path.exists(), "there is no Envoy at {}; run scripts/install-tools.sh", path.display());
+    path
+}
