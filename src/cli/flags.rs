@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, value_parser};
 
+use super::output::note;
 use crate::config::{Given, Loaded, Mistakes, Setting, TABLE, load};
 
 /// Which settings a command has flags for. The others still come from the environment and the file.
@@ -65,7 +66,12 @@ pub(super) struct SettingFlags<S> {
 impl<S: Selection> SettingFlags<S> {
     /// Reads all layers, with this process's environment.
     pub(super) fn load(self) -> Result<Loaded, Mistakes> {
-        load(Given { file: self.file, flags: self.flags, environment: std::env::vars_os().collect() })
+        let environment = std::env::vars_os().collect();
+        let loaded = load(Given { file: self.file, flags: self.flags, environment })?;
+        for name in &loaded.ignored {
+            note(&format!("note: the environment variable {name} is no setting of keyward and is ignored"));
+        }
+        Ok(loaded)
     }
 
     fn selected() -> impl Iterator<Item = &'static Setting> {

@@ -14,6 +14,9 @@ use crate::server::options::{CredentialSource, IdentityHeader};
 /// Names the file, where no flag does.
 const FILE_VARIABLE: &str = "KEYWARD_CONFIG";
 
+/// What the names of our variables begin with.
+const PREFIX: &str = "KEYWARD_";
+
 /// What was given to this process.
 #[derive(Debug, Default)]
 pub struct Given {
@@ -30,6 +33,8 @@ pub struct Given {
 pub struct Loaded {
     /// Ready to be used.
     pub settings: Settings,
+    /// Variables that begin like ours and resemble none of them: somebody else's, but worth a word.
+    pub ignored: Vec<String>,
     /// The layer of each setting, by its flag.
     origins: BTreeMap<&'static str, Origin>,
 }
@@ -130,8 +135,8 @@ pub fn load(given: Given) -> Result<Loaded, Mistakes> {
     }
     match settings {
         Some(settings) if layers.mistakes.is_empty() => {
-            let origins = layers.origins();
-            Ok(Loaded { settings, origins })
+            let ignored = std::mem::take(&mut layers.ignored);
+            Ok(Loaded { settings, ignored, origins: layers.origins() })
         }
         _ => Err(Mistakes(layers.mistakes)),
     }
@@ -142,6 +147,7 @@ struct Layers {
     /// From the weakest layer to the strongest, per flag.
     texts: BTreeMap<&'static str, Vec<(Origin, String)>>,
     mistakes: Vec<String>,
+    ignored: Vec<String>,
 }
 
 impl Layers {
@@ -168,13 +174,14 @@ impl Layers {
         }
     }
 
-    /// The variables of ours. One that nobody reads is a mistake, because it was meant to do something.
+    /// The variables of ours. A misspelt one is a mistake, because it was meant to do something; one that resembles none
+    /// is ignored, because scripts around us choose names like ours.
     fn read_environment(&mut self, variables: Vec<(OsString, OsString)>) -> BTreeMap<String, String> {
         let mut known: Vec<String> = TABLE.iter().map(|setting| setting.variable()).collect();
         known.push(FILE_VARIABLE.to_owned());
         let mut read = BTreeMap::new();
         for (name, value) in variables {
-            let Some(name) = name.to_str().filter(|name| name.starts_with("KEYWARD_")) else {
+            let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else {
                 continue;
             };
             let Some(value) = value.to_str() else {
@@ -184,13 +191,15 @@ impl Layers {
             if known.iter().any(|known| known == name) {
                 read.insert(name.to_owned(), value.to_owned());
             } else if !is_service_link(name, value) {
-                let advice = match nearest(name, known.iter().map(String::as_str)) {
-                    Some(near) => format!("did you mean {near}?"),
-                    None => {
-                        "expected KEYWARD_ and the name of a setting (see keyward config print)".to_owned()
-                    }
-                };
-                self.mistakes.push(format!("unknown environment variable {name}; {advice}"));
+                // Without what they all share, which would make any two of them alike.
+                let own = |name: &'_ str| name.trim_start_matches(PREFIX).to_owned();
+                let settings: Vec<String> = known.iter().map(|known| own(known)).collect();
+                match nearest(&own(name), settings.iter().map(String::as_str)) {
+                    Some(near) => self
+                        .mistakes
+                        .push(format!("unknown environment variable {name}; did you mean {PREFIX}{near}?")),
+                    None => self.ignored.push(name.to_owned()),
+                }
             }
         }
         read

@@ -122,7 +122,7 @@ fn defaults_are_the_contracts() {
     assert_eq!(settings.cache_negative_ttl.as_secs(), 2);
     assert_eq!(settings.check_timeout.as_millis(), 180);
     assert_eq!(settings.max_check_bytes, 8 << 20);
-    assert_eq!(settings.response_headers.len(), 14);
+    assert_eq!(settings.response_headers.len(), 15);
     let headers = settings.response_headers.shown();
     assert!(!headers.contains("name") && !headers.contains("email"), "{headers}");
     assert!(
@@ -235,8 +235,19 @@ fn variables_of_kubernetes_services_are_not_ours() {
         ("PATH", "/bin"),
     ]);
     assert!(load(Given { environment: pairs, ..Given::default() }).is_ok());
-    let text = mistakes(Given { environment: environment(&[("KEYWARD_PORT", "9191")]), ..Given::default() });
-    assert!(text.contains("unknown environment variable KEYWARD_PORT"), "{text}");
+}
+
+#[test]
+fn a_misspelt_variable_is_refused_and_a_foreign_one_is_named() {
+    for (misspelt, meant) in
+        [("KEYWARD_STOR", "KEYWARD_STORE"), ("KEYWARD_CREDENTIAL_CONFLCT", "KEYWARD_CREDENTIAL_CONFLICT")]
+    {
+        let text = mistakes(Given { environment: environment(&[(misspelt, "x")]), ..Given::default() });
+        assert!(text.contains(&format!("{misspelt}; did you mean {meant}?")), "{text}");
+    }
+    let pairs = environment(&[("KEYWARD_BIN", "/usr/bin/keyward"), ("KEYWARD_ENVOY", "/usr/bin/envoy")]);
+    let loaded = load(Given { environment: pairs, ..Given::default() }).unwrap();
+    assert_eq!(loaded.ignored, ["KEYWARD_BIN", "KEYWARD_ENVOY"]);
 }
 
 #[test]
