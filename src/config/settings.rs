@@ -200,10 +200,10 @@ settings! {
 
     /// Which headers the upstream gets, a comma list of names without the prefix, or none: key-id, key-name,
     /// key-prefix, user-id, username, user-email, role, superuser, scopes, allowed-models, allowed-endpoints,
-    /// allowed-chatbots, rate-limit-minute, rate-limit-hour, rate-limit-day, budget-limit-cents and
-    /// budget-remaining-cents. Personal data (key-name, username, user-email) is sent only when it is listed.
+    /// allowed-chatbots, rate-limit-minute, rate-limit-hour, rate-limit-day, budget-limit-cents,
+    /// budget-remaining-cents and model. Personal data (key-name, username, user-email) is sent only when it is listed.
     "response-headers"("LIST", Plain) => response_headers: Vec<IdentityHeader> =
-        "key-id,key-prefix,user-id,role,superuser,scopes,allowed-models,allowed-endpoints,allowed-chatbots,rate-limit-minute,rate-limit-hour,rate-limit-day,budget-limit-cents,budget-remaining-cents",
+        "key-id,key-prefix,user-id,role,superuser,scopes,allowed-models,allowed-endpoints,allowed-chatbots,rate-limit-minute,rate-limit-hour,rate-limit-day,budget-limit-cents,budget-remaining-cents,model",
         values::list;
 
     /// Whose address the address lists of keys are held against: peer (who connected to Envoy), xff:N (the N-th from

@@ -25,13 +25,15 @@ pub enum Denial {
     AmbiguousRequest,
     /// The route asks for a scope that the key does not have.
     ScopeMissing,
+    /// The model is not in the key's list.
+    ModelNotAllowed,
     /// The budget is used up.
     InsufficientQuota,
 }
 
 impl Denial {
     /// Every reason.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::MissingCredentials,
         Self::MalformedCredentials,
         Self::InvalidApiKey,
@@ -43,6 +45,7 @@ impl Denial {
         Self::EndpointNotAllowed,
         Self::AmbiguousRequest,
         Self::ScopeMissing,
+        Self::ModelNotAllowed,
         Self::InsufficientQuota,
     ];
 
@@ -60,6 +63,7 @@ impl Denial {
             Self::EndpointNotAllowed => "endpoint_not_allowed",
             Self::AmbiguousRequest => "ambiguous_request",
             Self::ScopeMissing => "scope_missing",
+            Self::ModelNotAllowed => "model_not_allowed",
             Self::InsufficientQuota => "insufficient_quota",
         }
     }
@@ -76,7 +80,8 @@ impl Denial {
             | Self::PolicyInvalid
             | Self::IpNotAllowed
             | Self::EndpointNotAllowed
-            | Self::ScopeMissing => 403,
+            | Self::ScopeMissing
+            | Self::ModelNotAllowed => 403,
             Self::AmbiguousRequest => 400,
             Self::InsufficientQuota => 402,
         }
@@ -106,6 +111,7 @@ impl Denial {
                 "The request's path is ambiguous. Send it in plain form, without dot segments, doubled slashes or encoded separators."
             }
             Self::ScopeMissing => "This API key lacks a scope that this endpoint needs.",
+            Self::ModelNotAllowed => "This API key may not be used for this model.",
             Self::InsufficientQuota => "The budget of this API key is used up.",
         }
     }

@@ -64,6 +64,7 @@ fn permitting_policy<'c>(
     let denial = address(policy, request)
         .or_else(|| endpoint(policy, request))
         .or_else(|| scopes(policy, owner, request))
+        .or_else(|| model(policy, request))
         .or_else(|| policy.budget.is_used_up().then_some(Denial::InsufficientQuota));
     denial.map_or(Ok(policy), Err)
 }
@@ -95,6 +96,12 @@ fn scopes(policy: &KeyPolicy, owner: &UserRecord, request: &Request<'_>) -> Opti
     (!granted).then_some(Denial::ScopeMissing)
 }
 
+fn model(policy: &KeyPolicy, request: &Request<'_>) -> Option<Denial> {
+    let model = request.route.model;
+    let admitted = model.is_empty() || policy.models.admits(|rule| rule.covers(model));
+    (!admitted).then_some(Denial::ModelNotAllowed)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -118,7 +125,7 @@ mod tests {
             method: "POST",
             path: "/v1/chat/completions",
             client: Some("10.1.2.3".parse().unwrap()),
-            route: RouteOptions { required_scopes: "chat", ..RouteOptions::default() },
+            route: RouteOptions { required_scopes: "chat", model: "gpt-4o", ..RouteOptions::default() },
         }
     }
 
@@ -129,6 +136,7 @@ mod tests {
         row.scopes = Some("[\"chat\"]".into());
         row.allowed_ips = Some("[\"10.0.0.0/8\"]".into());
         row.allowed_endpoints = Some("[\"POST /v1/chat/*\"]".into());
+        row.allowed_models = Some("[\"gpt-*\"]".into());
         row.budget_limit_cents = Some(100);
         row.total_cost = Some(99);
         row
@@ -147,14 +155,14 @@ mod tests {
             (|row| row.is_active = None, Denial::KeyInactive),
             (|row| row.expires_at = Some(NOW.as_microseconds() - 1), Denial::KeyExpired),
             (|row| row.user_is_active = Some(false), Denial::UserInactive),
-            (|row| row.allowed_models = Some("{}".into()), Denial::PolicyInvalid),
+            (|row| row.rate_limit_per_day = Some(-1), Denial::PolicyInvalid),
             (|row| row.allowed_ips = Some("[\"192.0.2.0/24\"]".into()), Denial::IpNotAllowed),
             (|row| row.allowed_endpoints = Some("[\"GET /v1/models\"]".into()), Denial::EndpointNotAllowed),
             (|row| row.scopes = None, Denial::ScopeMissing),
+            (|row| row.allowed_models = Some("[\"claude-*\"]".into()), Denial::ModelNotAllowed),
             (|row| row.total_cost = Some(100), Denial::InsufficientQuota),
-            (|_| (), Denial::InsufficientQuota),
         ];
-        for (first, (_, expected)) in rules.iter().enumerate().take(8) {
+        for (first, (_, expected)) in rules.iter().enumerate() {
             let mut row = restricted();
             for (break_rule, _) in rules.iter().skip(first) {
                 break_rule(&mut row);

@@ -20,6 +20,8 @@ pub struct Request<'a> {
 pub struct RouteOptions<'a> {
     /// `required_scopes`: comma list.
     pub required_scopes: &'a str,
+    /// `model`: the fixed model of the route; empty where the route has none.
+    pub model: &'a str,
     /// `anonymous: allow`: no key is fine, a bad key is not.
     pub allows_anonymous: bool,
     /// `consistency: strict`: the record is read from the store for this request.

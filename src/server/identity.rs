@@ -15,9 +15,8 @@ use crate::domain::policy::Permit;
 /// headers, and upstreams refuse sooner.
 const MAX_LIST_BYTES: usize = 8 * 1024;
 
-/// Owned names that are no identity header: the list of those that were too long, the reason of a denial, and the
-/// model, which is not determined yet but must not be believed from the caller either.
-const OTHER_OWNED: [&str; 3] = ["overflow", "reason", "model"];
+/// Owned names that are no identity header: the list of those that were too long, and the reason of a denial.
+const OTHER_OWNED: [&str; 2] = ["overflow", "reason"];
 
 /// The names under one prefix, made once.
 pub struct IdentityHeaders {
@@ -48,13 +47,13 @@ impl IdentityHeaders {
         }
     }
 
-    /// The headers of an allow, and the owned names among `headers` to be removed besides [`Self::never_sent`].
-    pub fn of(&self, permit: &Permit, headers: &Headers<'_>) -> (Vec<HeaderPair>, Vec<String>) {
+    /// The headers of an allow for `model` (empty where it is not known), and the owned names among `headers` to be removed besides [`Self::never_sent`].
+    pub fn of(&self, permit: &Permit, model: &str, headers: &Headers<'_>) -> (Vec<HeaderPair>, Vec<String>) {
         let mut set = Vec::with_capacity(self.sent.len());
         let mut remove = Vec::new();
         let mut overflow = String::new();
         for (header, name) in &self.sent {
-            match value(*header, permit) {
+            match value(*header, permit, model) {
                 Some(value) if value.len() <= MAX_LIST_BYTES => set.push((name.clone(), value)),
                 Some(_) => {
                     let separator = if overflow.is_empty() { "" } else { "," };
@@ -106,7 +105,7 @@ pub fn starts_with_folded(name: &str, prefix: &str) -> bool {
 }
 
 /// The value of one header; `None` where there is nothing to say (no limit, no such column).
-fn value(header: IdentityHeader, permit: &Permit) -> Option<String> {
+fn value(header: IdentityHeader, permit: &Permit, model: &str) -> Option<String> {
     let (key, owner, policy) = (permit.key(), permit.owner(), permit.policy());
     let cents = |amount: Option<Cents>| amount.map(|amount| amount.get().to_string());
     let limit = |limit: Option<u32>| limit.map(|limit| limit.to_string());
@@ -128,6 +127,7 @@ fn value(header: IdentityHeader, permit: &Permit) -> Option<String> {
         IdentityHeader::RateLimitDay => limit(policy.rate_limits.day),
         IdentityHeader::BudgetLimitCents => cents(policy.budget.limit()),
         IdentityHeader::BudgetRemainingCents => cents(policy.budget.remaining()),
+        IdentityHeader::Model => text(model),
     }
 }
 
@@ -196,7 +196,7 @@ mod tests {
     fn of(permit: &Permit, sent: &[(&str, &str)]) -> (Vec<HeaderPair>, Vec<String>) {
         let pairs: Vec<_> =
             sent.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect();
-        IdentityHeaders::new("x-keyward-", IdentityHeader::ALL).of(permit, &Headers::from_pairs(&pairs))
+        IdentityHeaders::new("x-keyward-", IdentityHeader::ALL).of(permit, "", &Headers::from_pairs(&pairs))
     }
 
     fn get<'a>(set: &'a [HeaderPair], name: &str) -> Option<&'a str> {
@@ -260,7 +260,7 @@ mod tests {
         let permit = permit(|_| ());
         for sent in [&[][..], &[IdentityHeader::KeyId][..], IdentityHeader::ALL] {
             let headers = IdentityHeaders::new("x-keyward-", sent);
-            let (set, mut remove) = headers.of(&permit, &Headers::from_pairs(&[]));
+            let (set, mut remove) = headers.of(&permit, "gpt-4o", &Headers::from_pairs(&[]));
             remove.extend(headers.never_sent().iter().cloned());
             let owned = IdentityHeader::ALL.iter().map(|header| header.name()).chain(OTHER_OWNED);
             for name in owned.map(|name| format!("x-keyward-{name}")) {

@@ -127,6 +127,8 @@ words! {
         BudgetLimitCents = "budget-limit-cents",
         /// Cents.
         BudgetRemainingCents = "budget-remaining-cents",
+        /// The model that the request asks for.
+        Model = "model",
     }
 }
 

@@ -66,6 +66,7 @@ fn route_options(attributes: &AttributeContext) -> RouteOptions<'_> {
     let option = |name: &str| attributes.context_extensions.get(name).map(|value| value.trim());
     RouteOptions {
         required_scopes: option("required_scopes").unwrap_or_default(),
+        model: option("model").unwrap_or_default(),
         allows_anonymous: option("anonymous") == Some("allow"),
         is_strict: option("consistency") == Some("strict"),
     }

@@ -6,6 +6,7 @@ use keyward::domain::denial::Denial;
 use serde_json::Value;
 
 use crate::support::Stack;
+use crate::support::envoy::Builder as Envoy;
 use crate::support::grpc::{Authorizer, Check, Encoding};
 use crate::support::http::{Request, Response};
 use crate::support::keyward::{Key, Keyward};
@@ -55,6 +56,10 @@ fn case(denial: Denial, keyward: &Keyward) -> Request {
             let key = create(&["--scopes", "chat"]);
             Request::get("/v1/admin/users").bearer(&key.secret)
         }
+        Denial::ModelNotAllowed => {
+            let key = create(&["--allowed-models", "claude-*"]);
+            Request::get("/v1/only-gpt/models").bearer(&key.secret)
+        }
         Denial::InsufficientQuota => {
             let key = create(&["--budget-limit-cents", "500"]);
             set(keyward, &key, "total_cost = 500");
@@ -65,7 +70,8 @@ fn case(denial: Denial, keyward: &Keyward) -> Request {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_reason_has_its_status_its_word_and_a_readable_body() {
-    let stack = Stack::start().await;
+    let route = |envoy: Envoy| envoy.route("/v1/only-gpt/", "{model: gpt-4o}");
+    let stack = Stack::start_with(Keyward::new(), route).await;
     for denial in Denial::ALL {
         let response = case(denial, &stack.keyward).send(stack.envoy.addr()).await;
         let code = denial.code();
