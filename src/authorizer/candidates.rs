@@ -20,7 +20,7 @@ use crate::domain::key::{KeyPrefix, PresentedKey};
 use crate::domain::limit::Budget;
 use crate::domain::record::{Candidate, KeyId};
 use crate::domain::row::CandidateRow;
-use crate::domain::time::Now;
+use crate::domain::time::{Now, Timestamp};
 use crate::store::{Store, StoreError};
 use crate::telemetry::metrics::{CacheKind, CacheResult, Metrics};
 
@@ -203,11 +203,7 @@ impl Candidates {
     /// Records from Redis, if they are still young enough here.
     fn parse_stored(&self, stored: &StoredRecords) -> Option<Records> {
         let now = clock::now();
-        // Another replica's clock is ahead of ours: its record is younger than we can tell.
-        if stored.read_at > now.wall {
-            return None;
-        }
-        self.parse(&stored.rows, now, now.wall.saturating_since(stored.read_at))
+        self.parse(&stored.rows, now, age(stored.read_at, now.wall)?)
     }
 
     /// Gives rows their meaning, once for as long as they are used; `None` where there are none, or where they are
@@ -245,6 +241,24 @@ impl Candidates {
     }
 }
 
+/// How old a record of another replica is; `None` where its clock is ahead of ours, so that nobody can tell.
+fn age(read_at: Timestamp, now: Timestamp) -> Option<Duration> {
+    (read_at <= now).then(|| now.saturating_since(read_at))
+}
+
 fn has_budget(candidate: &Candidate) -> bool {
     candidate.policy.as_ref().is_ok_and(|policy| matches!(policy.budget, Budget::Limited { .. }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_from_the_future_has_no_age() {
+        let at = Timestamp::from_microseconds;
+        assert_eq!(age(at(1_000), at(3_000)), Some(Duration::from_millis(2)));
+        assert_eq!(age(at(1_000), at(1_000)), Some(Duration::ZERO));
+        assert_eq!(age(at(1_001), at(1_000)), None);
+    }
 }

@@ -141,3 +141,22 @@ fn decide(
     };
     Checked { decision, tier }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::request::RouteOptions;
+
+    /// What can't be decided is never a refusal, and what is refused is never "try again".
+    #[test]
+    fn an_open_question_is_unavailable_and_a_mismatch_is_a_denial() {
+        let request = Request { method: "GET", path: "/", client: None, route: RouteOptions::default() };
+        let of = |proof| decide(&Found::Absent, proof, &request, clock::now()).decision;
+        for cause in [Cause::Overload, Cause::Verification, Cause::Store] {
+            let decision = of(Err(ProofError::Undecided(cause)));
+            assert!(matches!(decision, Decision::Unavailable(own) if own == cause), "{decision:?}");
+        }
+        let decision = of(Err(ProofError::NoMatch));
+        assert!(matches!(&decision, Decision::Deny(denied) if denied.reason == Denial::InvalidApiKey));
+    }
+}

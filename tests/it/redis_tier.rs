@@ -97,7 +97,9 @@ async fn what_redis_knows_of_a_key_lets_no_other_key_in() {
     let wrong = key.wrong();
     let answer = ask(&second, &wrong).await;
     assert_eq!(answer.header("x-keyward-reason"), Some("invalid_api_key"));
+    // The record is in memory by now; the verdict on the right key still comes from Redis.
     assert!(ask(&second, &key.secret).await.allows());
+    assert_eq!(second.bcrypt_runs().await, 1, "for the wrong key alone");
     assert!(!ask(&second, &wrong).await.allows());
 }
 

@@ -2,6 +2,7 @@
 
 use tokio::task::JoinSet;
 
+use crate::support::eventually;
 use crate::support::grpc::{Authorizer, Check, Encoding};
 use crate::support::keyward::Keyward;
 
@@ -34,6 +35,26 @@ async fn a_wrong_key_is_hashed_once_as_well() {
         let request = Check::new("GET", "/v1/models").bearer(&wrong).build(Encoding::Raw);
         assert!(!authorizer.check(request).await.allows());
     }
+    assert_eq!(keyward.bcrypt_runs().await, 1);
+}
+
+/// bcrypt may take longer than a check may wait. The caller is told to try again, never that the key is wrong, and the
+/// work is not thrown away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_that_runs_out_of_time_is_503_and_its_verdict_is_kept() {
+    let keyward = Keyward::new().arg("--check-timeout", "1ms").start().await;
+    keyward.create_user("ada", &[]);
+    let key = keyward.create_key("ada", "ci", &[]);
+    let authorizer = Authorizer::connect(keyward.grpc_addr()).await;
+    let request = || Check::new("GET", "/v1/models").bearer(&key.secret).build(Encoding::Raw);
+    let first = authorizer.check(request()).await;
+    assert_eq!((first.http_status(), first.header("retry-after")), (503, Some("1")), "{first:?}");
+    let allowed = eventually(async || {
+        let answer = authorizer.check(request()).await;
+        assert!(answer.allows() || answer.http_status() == 503, "{answer:?}");
+        answer.allows().then_some(())
+    });
+    assert!(allowed.await.is_some(), "the verdict is not kept");
     assert_eq!(keyward.bcrypt_runs().await, 1);
 }
 
