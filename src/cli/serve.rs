@@ -91,6 +91,9 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
         settings: shown(settings),
     });
 
+    // Before anybody can be served, so that nobody is cut off by a signal that nobody listens for.
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let stop = CancellationToken::new();
     let mut doors = JoinSet::new();
     open_grpc(&mut doors, grpc, &settings.grpc_listen, stop.clone()).await.map_err(Failure::usage)?;
@@ -105,17 +108,19 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
         format!("ttl mode, changes take effect within {}", humantime::format_duration(record_ttl(settings)));
     let watching = tokio::spawn(watch_store(parts.store, Arc::clone(&readiness), health.clone(), mode));
 
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    let delay = tokio::select! {
-        _ = terminate.recv() => settings.drain_delay,
+    let (delay, end) = tokio::select! {
+        _ = terminate.recv() => (settings.drain_delay, Ok(())),
         // A person at the terminal is not kept waiting.
-        _ = interrupt.recv() => Duration::ZERO,
+        _ = interrupt.recv() => (Duration::ZERO, Ok(())),
         // A door that closes by itself is a defect or a lost socket: go down in order and let the supervisor act.
-        _ = doors.join_next() => Duration::ZERO,
+        _ = doors.join_next() => {
+            (Duration::ZERO, Err(Failure::refused(anyhow::anyhow!("a listening socket was lost; the log says which"))))
+        }
     };
     tracing::info!(delay = %humantime::format_duration(delay), "shutting down");
     watching.abort();
+    // Until it has ended it might still say SERVING.
+    let _ = watching.await;
     readiness.set_draining();
     set_health(&health, ServingStatus::NotServing).await;
     tokio::select! {
@@ -134,7 +139,7 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
         let _ = std::fs::remove_file(path);
     }
     tracing::info!("stopped");
-    Ok(())
+    end
 }
 
 /// What is behind the doors.
