@@ -13,7 +13,7 @@ use super::flight::{FlightError, Flights};
 use super::proof::{Prover, RedisVerdict};
 use crate::cache::Lookup;
 use crate::cache::records::{FillTicket, RecordCache, Records};
-use crate::cache::redis::{RedisCache, StoredRecords};
+use crate::cache::redis::{Fetched, RedisCache, StoredRecords};
 use crate::clock;
 use crate::domain::decision::{Cause, Tier};
 use crate::domain::key::{KeyPrefix, PresentedKey};
@@ -108,6 +108,7 @@ impl Candidates {
 
     /// Asks memory, Redis and the store, in this order. The key goes along so that one round trip to Redis brings both
     /// the record and the verdict on this key.
+    ///
     /// The answer also says whether it did: whoever joins another key's flight still has to ask for their own verdict.
     pub async fn find(
         self: &Arc<Self>,
@@ -148,7 +149,7 @@ impl Candidates {
         let ticket = self.memory.begin_fill(&prefix);
         let fetched = match &self.redis {
             Some(redis) => redis.fetch(Some(&prefix), Some(key), clock::wall()).await,
-            None => crate::cache::redis::Fetched::default(),
+            None => Fetched::default(),
         };
         let stored = fetched.records.and_then(|stored| self.parse_stored(&stored));
         let (records, tier) = match stored {

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use envoy_types::pb::envoy::config::core::v3::address::Address;
-use envoy_types::pb::envoy::service::auth::v3::attribute_context::HttpRequest;
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
 use tonic::metadata::MetadataMap;
 
@@ -34,7 +33,8 @@ impl<'a> Inbound<'a> {
             client: client(client_ip, attributes, &headers, metadata),
             route: route_options(attributes),
         };
-        Some(Self { request, headers, target: target(http) })
+        // Envoy puts the query into `path` and leaves `query` empty.
+        Some(Self { request, headers, target: &http.path })
     }
 
     /// Whether the caller is a gRPC client, by Envoy's own rule: `application/grpc`, alone or with a `+suffix`.
@@ -55,11 +55,6 @@ impl<'a> Inbound<'a> {
         };
         self.headers.text("x-request-id").filter(is_plain)
     }
-}
-
-/// Envoy puts the query into `path` and leaves `query` empty.
-fn target(http: &HttpRequest) -> &str {
-    &http.path
 }
 
 fn route_options(attributes: &AttributeContext) -> RouteOptions<'_> {
@@ -108,7 +103,9 @@ fn peer(attributes: &AttributeContext) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use envoy_types::pb::envoy::config::core::v3::{Address as CoreAddress, SocketAddress};
-    use envoy_types::pb::envoy::service::auth::v3::attribute_context::{Peer, Request as RequestAttributes};
+    use envoy_types::pb::envoy::service::auth::v3::attribute_context::{
+        HttpRequest, Peer, Request as RequestAttributes,
+    };
 
     use super::*;
 
