@@ -108,12 +108,19 @@ impl SqliteStore {
                 if !plan.catalogue.has("api_keys", "last_used_at") {
                     return Err(StoreError::Refused("api_keys has no column last_used_at".to_owned()));
                 }
-                let mut statement = transaction.prepare_cached(
-                    "UPDATE api_keys SET last_used_at = ?2 \
-                     WHERE id = ?1 AND (last_used_at IS NULL OR last_used_at < ?2)",
-                )?;
+                let mut stored =
+                    transaction.prepare_cached("SELECT last_used_at FROM api_keys WHERE id = ?1")?;
+                let mut update =
+                    transaction.prepare_cached("UPDATE api_keys SET last_used_at = ?2 WHERE id = ?1")?;
                 for (id, at) in &uses {
-                    statement.execute((id.get(), timestamp::format(*at)))?;
+                    let mut rows = stored.query((id.get(),))?;
+                    let Some(row) = rows.next()? else { continue };
+                    // As moments: texts of several forms (`T`, an offset) do not sort by time. What can't be read is
+                    // replaced.
+                    let last = as_text(row.get_ref(0)?).and_then(timestamp::parse);
+                    if last.is_none_or(|last| last < *at) {
+                        update.execute((id.get(), timestamp::format(*at)))?;
+                    }
                 }
                 Ok(())
             })

@@ -138,3 +138,31 @@ async fn a_replaced_file_is_opened_anew_and_a_removed_one_is_unavailable() {
     assert!(matches!(rows(&store).await, Err(StoreError::Unavailable(_))));
     assert!(store.ping().await.is_err());
 }
+
+/// `SQLite` keeps what a platform wrote, in whatever form: moments are compared, not their texts.
+#[tokio::test]
+async fn last_use_is_compared_as_a_moment_in_every_form() {
+    let (_folder, _path, store, file) = file_with_a_key().await;
+    let noon = Timestamp::from_microseconds(1_763_812_800_000_000);
+    let hour = Duration::from_hours(1);
+    let id: i64 = file.query_row("SELECT id FROM api_keys", [], |row| row.get(0)).unwrap();
+    for (stored, moves) in [
+        ("2025-11-22T11:00:00", true),
+        ("2025-11-22 11:00:00", true),
+        ("2025-11-22 11:00:00Z", true),
+        // 11:00 and 13:00 in UTC.
+        ("2025-11-22 13:00:00+02:00", true),
+        ("2025-11-22 11:00:00-02:00", false),
+        ("2025-11-22T13:00:00", false),
+        // Nothing is lost by replacing what nobody can read.
+        ("soon", true),
+    ] {
+        file.execute("UPDATE api_keys SET last_used_at = ?1", [stored]).unwrap();
+        store.record_uses(&[(KeyId::new(id), noon)]).await.unwrap();
+        let last: String = file.query_row("SELECT last_used_at FROM api_keys", [], |row| row.get(0)).unwrap();
+        assert_eq!(last != stored, moves, "{stored} became {last}");
+    }
+    // Within one batch too, in whatever order it came.
+    store.record_uses(&[(KeyId::new(id), noon.saturating_add(hour)), (KeyId::new(id), noon)]).await.unwrap();
+    assert_eq!(store.key(KeyId::new(id)).await.unwrap().last_used_at, Some(noon.saturating_add(hour)));
+}
