@@ -34,9 +34,6 @@ pub enum ProofError {
     Undecided(Cause),
 }
 
-/// What comparing a key with every open candidate comes to: the one that matches, none, or the question stays open.
-type Comparison = Result<Option<Arc<Candidate>>, Cause>;
-
 /// Whether Redis was already asked for the verdict on this very key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RedisVerdict {
@@ -51,8 +48,8 @@ pub struct Prover {
     verdicts: VerdictCache,
     redis: Option<Arc<RedisCache>>,
     pool: Arc<BcryptPool>,
-    /// Verifications under way, by the name of their first open verdict.
-    flights: Arc<Flights<VerdictName, Comparison>>,
+    /// Verifications under way: one for each key and hash.
+    flights: Arc<Flights<VerdictName, Result<Verdict, Cause>>>,
     background: Background,
     metrics: Metrics,
     verdict_ttl: Duration,
@@ -138,52 +135,55 @@ impl Prover {
         })
     }
 
-    /// Compares the key with every candidate whose verdict is open, once for all who ask.
+    /// Tries each candidate in turn. What is shared with others who ask is the verdict on one key and one hash, which
+    /// never changes; the candidate that is proven is the caller's own, as fresh as they read it.
     async fn compare(self: &Arc<Self>, key: &PresentedKey, records: &Records) -> Result<Proven, ProofError> {
-        let now = clock::now();
-        let open: Vec<Arc<Candidate>> = records
-            .candidates
-            .iter()
-            .filter(|candidate| self.known_verdict(key, candidate, now).is_none())
-            .map(Arc::clone)
-            .collect();
-        let Some(name) = open
-            .first()
-            .and_then(|first| first.key.hash.as_ref().ok())
-            .map(|hash| self.verdicts.name(key, hash))
-        else {
-            // Somebody else's flight landed between the recall and here.
-            return self.recall(key, records, now).unwrap_or(Err(ProofError::Undecided(Cause::Verification)));
-        };
-        let work = || {
-            let (prover, key) = (Arc::clone(self), key.clone());
-            async move { prover.compare_each(&key, open).await }
-        };
-        match self.flights.join(name, work).await {
-            Ok(Ok(Some(matching))) => Proven::from_verdict(&matching, Verdict::Match)
-                .ok_or(ProofError::Undecided(Cause::Verification)),
-            Ok(Ok(None)) => Err(ProofError::NoMatch),
-            Ok(Err(cause)) => Err(ProofError::Undecided(cause)),
-            Err(FlightError::Full) => Err(ProofError::Undecided(Cause::Overload)),
-            Err(FlightError::Lost) => Err(ProofError::Undecided(Cause::Verification)),
-        }
-    }
-
-    /// The candidate that matches, if one does. Each verdict is kept as soon as it is known.
-    async fn compare_each(&self, key: &PresentedKey, open: Vec<Arc<Candidate>>) -> Comparison {
         let mut failure = None;
-        for candidate in open {
-            let Ok(hash) = &candidate.key.hash else { continue };
-            match self.pool.verify(key.clone(), Arc::clone(&candidate)).await {
-                Ok(Verdict::Match) => {
-                    self.keep_match(key, hash, &candidate);
-                    return Ok(Some(candidate));
+        for candidate in &records.candidates {
+            match self.verdict(key, candidate).await {
+                Ok(verdict) => {
+                    if let Some(proven) = Proven::from_verdict(candidate, verdict) {
+                        return Ok(proven);
+                    }
                 }
-                Ok(Verdict::Mismatch) => self.verdicts.keep_mismatch(key, hash, clock::instant()),
                 Err(cause) => failure = Some(cause),
             }
         }
-        failure.map_or(Ok(None), Err)
+        Err(failure.map_or(ProofError::NoMatch, ProofError::Undecided))
+    }
+
+    /// The verdict on one candidate: known, or computed once for all who ask, and kept even if they give up.
+    async fn verdict(
+        self: &Arc<Self>,
+        key: &PresentedKey,
+        candidate: &Arc<Candidate>,
+    ) -> Result<Verdict, Cause> {
+        if let Some(verdict) = self.known_verdict(key, candidate, clock::now()) {
+            return Ok(verdict);
+        }
+        let Ok(hash) = &candidate.key.hash else {
+            return Ok(Verdict::Mismatch);
+        };
+        let work = || {
+            let (prover, key, candidate) = (Arc::clone(self), key.clone(), Arc::clone(candidate));
+            async move { prover.compute(key, candidate).await }
+        };
+        match self.flights.join(self.verdicts.name(key, hash), work).await {
+            Ok(verdict) => verdict,
+            Err(FlightError::Full) => Err(Cause::Overload),
+            Err(FlightError::Lost) => Err(Cause::Verification),
+        }
+    }
+
+    async fn compute(&self, key: PresentedKey, candidate: Arc<Candidate>) -> Result<Verdict, Cause> {
+        let verdict = self.pool.verify(key.clone(), Arc::clone(&candidate)).await?;
+        if let Ok(hash) = &candidate.key.hash {
+            match verdict {
+                Verdict::Match => self.keep_match(&key, hash, &candidate),
+                Verdict::Mismatch => self.verdicts.keep_mismatch(&key, hash, clock::instant()),
+            }
+        }
+        Ok(verdict)
     }
 
     fn keep_match(&self, key: &PresentedKey, hash: &KeyHash, candidate: &Arc<Candidate>) {
@@ -215,5 +215,65 @@ impl Prover {
 
     fn count(&self, tier: Tier, result: CacheResult) {
         self.metrics.count_cache(CacheKind::Verdict, tier, result);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::verdict_name::VerdictNamer;
+    use crate::domain::row::CandidateRow;
+
+    const SECRET: &str = "kw_0123456789";
+
+    fn prover() -> Arc<Prover> {
+        let metrics = Metrics::new();
+        let verdicts = VerdictCache::new(VerdictNamer::random().unwrap(), 100);
+        let pool = BcryptPool::start(1, metrics.clone()).unwrap();
+        Prover::new(verdicts, None, pool, Background::new(), metrics, Duration::from_hours(1))
+    }
+
+    fn records(candidates: &[&Arc<Candidate>]) -> Records {
+        let candidates = candidates.iter().copied().map(Arc::clone).collect();
+        Records { candidates, usable_until: clock::instant() }
+    }
+
+    fn candidate(hash: &str, is_active: bool) -> Arc<Candidate> {
+        let mut row = CandidateRow::sample(hash);
+        row.is_active = Some(is_active);
+        Arc::new(Candidate::from_row(&row))
+    }
+
+    /// Two checks of one key share a comparison, not a record: the one that has read that the key is switched off must
+    /// not be answered from the other's older record.
+    #[tokio::test]
+    async fn whoever_joins_a_comparison_is_proven_on_their_own_record() {
+        let (prover, key) = (prover(), PresentedKey::parse(SECRET.as_bytes()).unwrap());
+        let hash = bcrypt::hash(SECRET, 4).unwrap();
+        let (stale, fresh) = (candidate(&hash, true), candidate(&hash, false));
+        let (first, second) = (records(&[&stale]), records(&[&fresh]));
+        let (first, second) = tokio::join!(
+            prover.prove(&key, &first, RedisVerdict::NotAsked),
+            prover.prove(&key, &second, RedisVerdict::NotAsked)
+        );
+        assert!(Arc::ptr_eq(first.unwrap().candidate(), &stale));
+        assert!(Arc::ptr_eq(second.unwrap().candidate(), &fresh));
+        assert_eq!(prover.metrics.bcrypt_computed.get(), 1);
+    }
+
+    /// A comparison that began before a second key came to the prefix says nothing about that key.
+    #[tokio::test]
+    async fn whoever_joins_a_comparison_has_all_their_own_candidates_tried() {
+        let (prover, key) = (prover(), PresentedKey::parse(SECRET.as_bytes()).unwrap());
+        let other = candidate(&bcrypt::hash("kw_01234-other", 4).unwrap(), true);
+        let own = candidate(&bcrypt::hash(SECRET, 4).unwrap(), true);
+        let (first, second) = (records(&[&other]), records(&[&other, &own]));
+        let (first, second) = tokio::join!(
+            prover.prove(&key, &first, RedisVerdict::NotAsked),
+            prover.prove(&key, &second, RedisVerdict::NotAsked)
+        );
+        assert!(matches!(first, Err(ProofError::NoMatch)));
+        assert!(Arc::ptr_eq(second.unwrap().candidate(), &own));
+        assert_eq!(prover.metrics.bcrypt_computed.get(), 2);
     }
 }
