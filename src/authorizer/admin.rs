@@ -9,7 +9,6 @@ use super::candidates::Candidates;
 use super::proof::Prover;
 use crate::cache::redis::RedisCache;
 use crate::domain::decision::Tier;
-use crate::domain::key::KeyPrefix;
 use crate::store::Store;
 use crate::store::admin::KeySelector;
 use crate::telemetry::metrics::{CacheKind, CacheResult, Metrics};
@@ -50,12 +49,7 @@ impl CacheAdmin {
         };
         invalidate_memory();
         if let Some(redis) = &self.redis {
-            let prefixes: Vec<KeyPrefix> = match selector {
-                KeySelector::Prefix(prefix) => vec![prefix.clone()],
-                KeySelector::Key(_) | KeySelector::User(_) => {
-                    self.store.prefixes(selector).await.map_err(|_| AdminError::Store)?
-                }
-            };
+            let prefixes = self.store.prefixes(selector).await.map_err(|_| AdminError::Store)?;
             redis.forget(&prefixes).await.map_err(|_| AdminError::Redis)?;
             // A check may have taken the old record from Redis between the two.
             invalidate_memory();

@@ -120,11 +120,6 @@ impl RecordCache {
         (self.present.len(), self.absent.len())
     }
 
-    /// Whether nothing is remembered.
-    pub fn is_empty(&self) -> bool {
-        self.len() == (0, 0)
-    }
-
     fn invalidate_where(&self, affected: impl Fn(&Candidate) -> bool) {
         // A fill under way may hold such a candidate under any prefix.
         let _guards = self.bump_all();

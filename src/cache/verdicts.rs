@@ -87,11 +87,6 @@ impl VerdictCache {
     pub fn len(&self) -> (usize, usize) {
         (self.proven.len(), self.refused.len())
     }
-
-    /// Whether nothing is remembered.
-    pub fn is_empty(&self) -> bool {
-        self.len() == (0, 0)
-    }
 }
 
 #[cfg(test)]

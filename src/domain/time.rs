@@ -50,11 +50,6 @@ impl Instant {
         Self(self.0.saturating_add(duration))
     }
 
-    /// This instant less some time, not before the machine's start.
-    pub fn saturating_sub(self, duration: Duration) -> Self {
-        Self(self.0.saturating_sub(duration))
-    }
-
     /// How long ago `earlier` was; zero where it is not earlier.
     pub fn saturating_since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)

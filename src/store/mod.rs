@@ -131,9 +131,14 @@ impl Store {
         either!(self, store => store.record_uses(uses))
     }
 
-    /// The prefixes that a selection of keys has, each once.
+    /// The prefixes that a selection of keys has, each once. A prefix is its own answer; nothing is asked for it.
     pub async fn prefixes(&self, of: &KeySelector) -> Result<Vec<KeyPrefix>, StoreError> {
-        either!(self, store => store.prefixes(of))
+        let (column, id) = match of {
+            KeySelector::Prefix(prefix) => return Ok(vec![prefix.clone()]),
+            KeySelector::Key(id) => ("id", id.get()),
+            KeySelector::User(id) => ("user_id", id.get()),
+        };
+        either!(self, store => store.prefixes(column, id))
     }
 
     /// Creates the tables and indexes that are missing; alters and drops nothing. Safe to run again.

@@ -17,7 +17,6 @@ use crate::domain::record::KeyId;
 use crate::domain::row::CandidateRow;
 use crate::domain::time::Timestamp;
 
-use super::admin::KeySelector;
 use super::catalogue::{Catalogue, TABLES};
 use super::error::StoreError;
 use super::postgres_connect::{HOST_TIMEOUT, PrimaryFirst};
@@ -116,13 +115,8 @@ impl PostgresStore {
         .await
     }
 
-    /// The prefixes of a key or of a user's keys.
-    pub(super) async fn prefixes(&self, of: &KeySelector) -> Result<Vec<KeyPrefix>, StoreError> {
-        let (column, id) = match of {
-            KeySelector::Prefix(prefix) => return Ok(vec![prefix.clone()]),
-            KeySelector::Key(id) => ("id", id.get()),
-            KeySelector::User(id) => ("user_id", id.get()),
-        };
+    /// The prefixes of the keys with this number in this column.
+    pub(super) async fn prefixes(&self, column: &'static str, id: i64) -> Result<Vec<KeyPrefix>, StoreError> {
         let sql = format!("SELECT DISTINCT key_prefix::text FROM api_keys WHERE {column} = $1::int8");
         self.within(async {
             let lease = self.lease().await?;

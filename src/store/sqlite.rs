@@ -18,7 +18,6 @@ use crate::domain::record::KeyId;
 use crate::domain::row::CandidateRow;
 use crate::domain::time::Timestamp;
 
-use super::admin::KeySelector;
 use super::catalogue::{Catalogue, TABLES};
 use super::error::StoreError;
 use super::migrate;
@@ -128,12 +127,7 @@ impl SqliteStore {
         .await
     }
 
-    pub(super) async fn prefixes(&self, of: &KeySelector) -> Result<Vec<KeyPrefix>, StoreError> {
-        let (column, id) = match of {
-            KeySelector::Prefix(prefix) => return Ok(vec![prefix.clone()]),
-            KeySelector::Key(id) => ("id", id.get()),
-            KeySelector::User(id) => ("user_id", id.get()),
-        };
+    pub(super) async fn prefixes(&self, column: &'static str, id: i64) -> Result<Vec<KeyPrefix>, StoreError> {
         let sql = format!("SELECT DISTINCT CAST(key_prefix AS TEXT) FROM api_keys WHERE {column} = ?1");
         self.read(move |session| {
             session.read(|transaction, _| {
