@@ -1,13 +1,16 @@
 //! What the admin port asks of the caches: statistics, invalidation, flush.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::candidates::Candidates;
+use super::freshness::{Freshness, Mode};
 use super::proof::Prover;
 use crate::cache::redis::RedisCache;
+use crate::clock;
 use crate::domain::decision::Tier;
 use crate::store::Store;
 use crate::store::admin::KeySelector;
@@ -23,6 +26,8 @@ pub struct CacheAdmin {
     pub redis: Option<Arc<RedisCache>>,
     /// Knows which prefixes a key or user has.
     pub store: Store,
+    /// What the change feed has proven.
+    pub freshness: Arc<Freshness>,
     /// The counters.
     pub metrics: Metrics,
 }
@@ -45,7 +50,7 @@ impl CacheAdmin {
         let invalidate_memory = || match selector {
             KeySelector::Prefix(prefix) => memory.invalidate(prefix),
             KeySelector::Key(id) => memory.invalidate_key(*id),
-            KeySelector::User(id) => memory.invalidate_user(*id),
+            KeySelector::User(id) => memory.invalidate_users(&HashSet::from([*id])),
         };
         invalidate_memory();
         if let Some(redis) = &self.redis {
@@ -70,6 +75,27 @@ impl CacheAdmin {
             flush_memory();
         }
         Ok(json!({ "flushed": true, "redis_entries_removed": removed }))
+    }
+
+    fn feed(&self) -> Value {
+        let (mode, reason) = match self.freshness.mode() {
+            Mode::Starting => ("starting", None),
+            Mode::Feed => ("feed", None),
+            Mode::Ttl(reason) => ("ttl", Some(reason)),
+        };
+        json!({
+            "mode": mode,
+            "reason": reason,
+            "up": self.metrics.change_feed_up.get() == 1,
+            "lease_age_seconds": self.freshness.lease_age(clock::instant()).map(|age| age.as_secs_f64()),
+            "changes": self.metrics.changes.get(),
+        })
+    }
+
+    /// Sets what is not counted as it happens.
+    pub fn refresh_metrics(&self) {
+        let age = self.freshness.lease_age(clock::instant());
+        self.metrics.lease_age.set(age.map_or(-1.0, |age| age.as_secs_f64()));
     }
 
     /// Hits, misses and sizes by cache and tier, and the state of the backends.
@@ -111,7 +137,7 @@ impl CacheAdmin {
                 "breaker": status.breaker,
                 "last_error": status.last_error,
             })),
-            "feed": { "mode": "ttl", "up": self.metrics.change_feed_up.get() == 1 },
+            "feed": self.feed(),
         })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A look-up has three answers: found, known absent, could not ask. The third is an error ([`Cause`]) and never becomes
 //! the second. One flight per prefix; a record's age counts from the start of the query that read it, whichever tier
-//! it passed through since.
+//! it passed through since, and whether it may be used is for [`crate::domain::freshness`] to say.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,18 +10,20 @@ use std::time::Duration;
 
 use super::background::Background;
 use super::flight::{FlightError, Flights};
+use super::freshness::Freshness;
+use super::outage::Outage;
 use super::proof::{Prover, RedisVerdict};
-use crate::cache::Lookup;
-use crate::cache::records::{FillTicket, RecordCache, Records};
+use crate::cache::records::{FillTicket, RecordCache, Records, Remembered};
 use crate::cache::redis::{Fetched, RedisCache, StoredRecords};
 use crate::clock;
 use crate::domain::decision::{Cause, Tier};
+use crate::domain::freshness::coverage::{Known, Standing};
 use crate::domain::key::{KeyPrefix, PresentedKey};
 use crate::domain::limit::Budget;
 use crate::domain::record::{Candidate, KeyId};
 use crate::domain::row::CandidateRow;
-use crate::domain::time::{Now, Timestamp};
-use crate::store::{Store, StoreError};
+use crate::domain::time::{Instant, Now};
+use crate::store::{Reading, Store, StoreError};
 use crate::telemetry::metrics::{CacheKind, CacheResult, Metrics};
 
 /// Prefixes that may be looked up at once; each holds a small task and at most one place in the store's pool.
@@ -39,17 +41,11 @@ const MAX_REPORTED: usize = 10_000;
 pub enum Found {
     /// At least one candidate.
     Records(Arc<Records>, Tier),
+    /// The same, but it should have been read again and the store can't be asked. It may allow; a refusal by it could
+    /// be a false one.
+    Suspect(Arc<Records>, Tier),
     /// The store has none.
     Absent,
-}
-
-/// How long records are used.
-#[derive(Debug, Clone, Copy)]
-pub struct RecordLifetimes {
-    /// Without being read again.
-    pub present: Duration,
-    /// How long "no such prefix" is remembered.
-    pub absent: Duration,
 }
 
 /// Looks candidates up.
@@ -59,47 +55,89 @@ pub struct Candidates {
     store: Store,
     /// Takes over the verdict that came with a record from Redis.
     prover: Arc<Prover>,
-    flights: Arc<Flights<KeyPrefix, Result<Found, Cause>>>,
+    freshness: Arc<Freshness>,
+    outage: Arc<Outage>,
+    /// By the ticket too: who comes after a change does not join a query from before it.
+    flights: Arc<Flights<(KeyPrefix, FillTicket), Result<Found, Cause>>>,
     background: Background,
     metrics: Metrics,
-    lifetimes: RecordLifetimes,
+    /// How long "no such prefix" is remembered.
+    absent_lifetime: Duration,
     /// Keys whose rows were reported as defective, so that each is reported once.
     reported: Mutex<HashSet<KeyId>>,
 }
 
+/// What [`Candidates`] is put together from.
+pub struct CandidatesParts {
+    /// The memory of records.
+    pub memory: RecordCache,
+    /// The shared tier.
+    pub redis: Option<Arc<RedisCache>>,
+    /// The truth.
+    pub store: Store,
+    /// Takes over the verdict that came with a record from Redis.
+    pub prover: Arc<Prover>,
+    /// What the change feed has proven.
+    pub freshness: Arc<Freshness>,
+    /// Whether the store is known to be silent.
+    pub outage: Arc<Outage>,
+    /// Runs what nobody waits for.
+    pub background: Background,
+    /// Counters.
+    pub metrics: Metrics,
+    /// How long "no such prefix" is remembered.
+    pub absent_lifetime: Duration,
+}
+
 impl Candidates {
     /// Puts the parts together.
-    pub fn new(
-        memory: RecordCache,
-        redis: Option<Arc<RedisCache>>,
-        store: Store,
-        prover: Arc<Prover>,
-        background: Background,
-        metrics: Metrics,
-        lifetimes: RecordLifetimes,
-    ) -> Arc<Self> {
+    pub fn new(parts: CandidatesParts) -> Arc<Self> {
+        let CandidatesParts {
+            memory,
+            redis,
+            store,
+            prover,
+            freshness,
+            outage,
+            background,
+            metrics,
+            absent_lifetime,
+        } = parts;
         let flights = Flights::new(MAX_FLIGHTS);
         let reported = Mutex::default();
-        Arc::new(Self { memory, redis, store, prover, flights, background, metrics, lifetimes, reported })
+        Arc::new(Self {
+            memory,
+            redis,
+            store,
+            prover,
+            freshness,
+            outage,
+            flights,
+            background,
+            metrics,
+            absent_lifetime,
+            reported,
+        })
     }
 
-    /// The memory of records, for the admin port.
+    /// The memory of records, for the change feed and the admin port.
     pub fn memory(&self) -> &RecordCache {
         &self.memory
     }
 
-    /// What memory knows; `None` where it does not.
+    /// What memory knows for certain; `None` where something has to be asked.
     pub fn recall(&self, prefix: &str, now: Now) -> Option<Found> {
-        match self.memory.get(prefix, now.instant) {
-            Lookup::Hit(records) => {
+        let view = self.freshness.view();
+        match self.memory.get(prefix, &view, now.instant) {
+            Remembered::Fresh(records) => {
                 self.count(Tier::Memory, CacheResult::Hit);
                 Some(Found::Records(records, Tier::Memory))
             }
-            Lookup::Absent => {
+            Remembered::Absent => {
                 self.count(Tier::Memory, CacheResult::Absent);
                 Some(Found::Absent)
             }
-            Lookup::Miss => {
+            Remembered::Suspect(_) | Remembered::Unknown => {
                 self.count(Tier::Memory, CacheResult::Miss);
                 None
             }
@@ -115,18 +153,34 @@ impl Candidates {
         prefix: &str,
         key: &PresentedKey,
     ) -> Result<(Found, RedisVerdict), Cause> {
-        if let Lookup::Hit(records) = self.memory.get(prefix, clock::instant()) {
-            return Ok((Found::Records(records, Tier::Memory), RedisVerdict::NotAsked));
+        let now = clock::instant();
+        let suspect = match self.memory.get(prefix, &self.freshness.view(), now) {
+            Remembered::Fresh(records) => {
+                return Ok((Found::Records(records, Tier::Memory), RedisVerdict::NotAsked));
+            }
+            Remembered::Suspect(records) => Some(records),
+            Remembered::Absent | Remembered::Unknown => None,
+        };
+        if let Some(records) = &suspect
+            && self.outage.is_silent(now)
+        {
+            return Ok((Found::Suspect(Arc::clone(records), Tier::Memory), RedisVerdict::NotAsked));
         }
         let prefix = KeyPrefix::new(prefix).ok_or(Cause::Store)?;
+        let ticket = self.memory.begin_fill(&prefix);
         let mut asked = RedisVerdict::NotAsked;
         let work = || {
             asked = RedisVerdict::Asked;
             let (this, prefix, key) = (Arc::clone(self), prefix.clone(), key.clone());
-            async move { this.fill(prefix, &key).await }
+            async move { this.fill(prefix, ticket, &key).await }
         };
-        match self.flights.join(prefix.clone(), work).await {
-            Ok(found) => found.map(|found| (found, asked)),
+        match self.flights.join((prefix.clone(), ticket), work).await {
+            Ok(Ok(found)) => Ok((found, asked)),
+            Ok(Err(Cause::Store)) => match suspect.filter(|records| self.may_bridge_outage(records)) {
+                Some(records) => Ok((Found::Suspect(records, Tier::Memory), asked)),
+                None => Err(Cause::Store),
+            },
+            Ok(Err(cause)) => Err(cause),
             Err(FlightError::Full) => Err(Cause::Overload),
             Err(FlightError::Lost) => Err(Cause::Store),
         }
@@ -135,9 +189,9 @@ impl Candidates {
     /// Asks the store alone, for this one request, and remembers nothing.
     pub async fn read_strictly(&self, prefix: &str) -> Result<(Found, RedisVerdict), Cause> {
         let prefix = KeyPrefix::new(prefix).ok_or(Cause::Store)?;
-        let read_at = clock::now();
-        let rows = self.query(&prefix).await?;
-        let found = match self.parse(&rows, read_at, Duration::ZERO) {
+        let now = clock::instant();
+        let stored = self.query(&prefix).await?;
+        let found = match self.parse(&stored.rows, Known::uncovered(now), now) {
             Some(records) => Found::Records(Arc::new(records), Tier::Store),
             None => Found::Absent,
         };
@@ -145,71 +199,103 @@ impl Candidates {
     }
 
     /// The flight: Redis, then the store; what is found is kept on the way back.
-    async fn fill(&self, prefix: KeyPrefix, key: &PresentedKey) -> Result<Found, Cause> {
-        let ticket = self.memory.begin_fill(&prefix);
-        let fetched = match &self.redis {
-            Some(redis) => redis.fetch(Some(&prefix), Some(key), clock::wall()).await,
+    async fn fill(&self, prefix: KeyPrefix, ticket: FillTicket, key: &PresentedKey) -> Result<Found, Cause> {
+        let now = clock::now();
+        let accept = |stored: &StoredRecords| {
+            self.freshness.accept(stored.stamp.as_ref(), stored.read_at, &prefix, &stored.rows, now)
+        };
+        let Fetched { records, proof } = match &self.redis {
+            Some(redis) => redis.fetch(Some(&prefix), Some(key), now.wall, accept).await,
             None => Fetched::default(),
         };
-        let stored = fetched.records.and_then(|stored| self.parse_stored(&stored));
-        let (records, tier) = match stored {
-            Some(records) => (Arc::new(records), Tier::Redis),
-            None => match self.read(&prefix, &ticket).await? {
-                Some(records) => (records, Tier::Store),
-                None => return Ok(Found::Absent),
+        let shared = records
+            .and_then(|(stored, known)| self.parse(&stored.rows, known, read_instant(&stored, now)))
+            .map(Arc::new);
+        let found = match shared.clone().filter(|records| self.is_fresh(records)) {
+            Some(records) => Ok(Found::Records(records, Tier::Redis)),
+            None => match self.read(&prefix, &ticket).await {
+                Ok(Some(records)) => Ok(Found::Records(records, Tier::Store)),
+                Ok(None) => return Ok(Found::Absent),
+                Err(Cause::Store) => shared
+                    .filter(|records| self.may_bridge_outage(records))
+                    .map(|records| Found::Suspect(records, Tier::Redis))
+                    .ok_or(Cause::Store),
+                Err(cause) => Err(cause),
             },
         };
-        if let Some(proof) = fetched.proof {
-            self.prover.adopt(key, &records, &proof);
+        if let Ok(Found::Records(records, _) | Found::Suspect(records, _)) = &found {
+            if let Some(proof) = proof {
+                self.prover.adopt(key, records, &proof);
+            }
+            self.memory.fill(prefix, &ticket, Arc::clone(records));
         }
-        self.memory.fill(prefix, &ticket, Arc::clone(&records));
-        Ok(Found::Records(records, tier))
+        found
     }
 
     /// Reads the store and hands what it says to Redis; remembers where it says "none".
     async fn read(&self, prefix: &KeyPrefix, ticket: &FillTicket) -> Result<Option<Arc<Records>>, Cause> {
         let read_at = clock::now();
-        let rows = self.query(prefix).await?;
-        let Some(records) = self.parse(&rows, read_at, Duration::ZERO) else {
-            let until = read_at.instant.saturating_add(self.lifetimes.absent);
+        if !self.outage.may_ask(read_at.instant) {
+            return Err(Cause::Store);
+        }
+        let reading = self.freshness.begin_reading(read_at.instant);
+        let stored = self.query(prefix).await?;
+        let known = reading.finish(stored.stamp.as_ref());
+        let Some(records) = self.parse(&stored.rows, known, read_at.instant) else {
+            let until = read_at.instant.saturating_add(self.absent_lifetime);
             self.memory.fill_absent(prefix.clone(), ticket, until);
             return Ok(None);
         };
         if let Some(redis) = self.redis.clone() {
-            let (prefix, lifetime) = (prefix.clone(), self.lifetimes.present);
+            let (prefix, lifetime) = (prefix.clone(), self.freshness.shared_lifetime());
+            let stored = StoredRecords { rows: stored.rows, read_at: read_at.wall, stamp: stored.stamp };
             self.background.run(async move {
                 let left = lifetime.saturating_sub(clock::wall().saturating_since(read_at.wall));
-                redis.keep_records(&prefix, &rows, read_at.wall, left).await;
+                redis.keep_records(&prefix, &stored, left).await;
             });
         }
         Ok(Some(Arc::new(records)))
     }
 
-    async fn query(&self, prefix: &KeyPrefix) -> Result<Vec<CandidateRow>, Cause> {
+    async fn query(&self, prefix: &KeyPrefix) -> Result<Reading, Cause> {
         let answer = self.store.candidates(prefix).await;
         self.count(
             Tier::Store,
             match &answer {
-                Ok(rows) if rows.is_empty() => CacheResult::Absent,
+                Ok(stored) if stored.rows.is_empty() => CacheResult::Absent,
                 Ok(_) => CacheResult::Hit,
                 Err(_) => CacheResult::Error,
             },
         );
-        answer.map_err(|error| match error {
-            StoreError::TooManyCandidates => Cause::TooManyCandidates,
-            _ => Cause::Store,
-        })
+        match answer {
+            Err(StoreError::TooManyCandidates) => {
+                self.outage.answered(clock::instant());
+                Err(Cause::TooManyCandidates)
+            }
+            Err(_) => {
+                self.outage.failed(clock::instant());
+                Err(Cause::Store)
+            }
+            Ok(stored) => {
+                self.outage.answered(clock::instant());
+                Ok(stored)
+            }
+        }
     }
 
-    /// Records from Redis, if they are still young enough here.
-    fn parse_stored(&self, stored: &StoredRecords) -> Option<Records> {
-        let now = clock::now();
-        self.parse(&stored.rows, now, age(stored.read_at, now.wall)?)
+    fn is_fresh(&self, records: &Records) -> bool {
+        let now = clock::instant();
+        now < records.read_again_at && self.freshness.view().standing(&records.known, now) == Standing::Fresh
     }
 
-    /// Gives rows their meaning, once for as long as they are used; `None` where there are none, or where they are
-    /// too old. `now` is the moment at which they have reached `age`.
-    fn parse(&self, rows: &[CandidateRow], now: Now, age: Duration) -> Option<Records> {
+    /// Whether records that should be read again may be used, as the store can't be asked.
+    fn may_bridge_outage(&self, records: &Records) -> bool {
+        self.freshness.view().standing(&records.known, clock::instant()) != Standing::Expired
+    }
+
+    /// Gives rows their meaning, once for as long as they are used; `None` where there are none. `read_at` is when they
+    /// left the store.
+    fn parse(&self, rows: &[CandidateRow], known: Known, read_at: Instant) -> Option<Records> {
         if rows.is_empty() {
             return None;
         }
@@ -219,10 +305,9 @@ impl Candidates {
             self.report_defects(candidate);
         }
         let has_budget = candidates.iter().any(|candidate| has_budget(candidate));
-        let lifetime =
-            if has_budget { self.lifetimes.present.min(BUDGET_RECORD_TTL) } else { self.lifetimes.present };
-        let left = lifetime.checked_sub(age).filter(|left| !left.is_zero())?;
-        Some(Records { candidates, usable_until: now.instant.saturating_add(left) })
+        let lifetime = self.freshness.settings().record_ttl;
+        let lifetime = if has_budget { lifetime.min(BUDGET_RECORD_TTL) } else { lifetime };
+        Some(Records { candidates, known, read_again_at: read_at.saturating_add(lifetime) })
     }
 
     fn report_defects(&self, candidate: &Candidate) {
@@ -242,9 +327,13 @@ impl Candidates {
     }
 }
 
-/// How old a record of another replica is; `None` where its clock is ahead of ours, so that nobody can tell.
-fn age(read_at: Timestamp, now: Timestamp) -> Option<Duration> {
-    (read_at <= now).then(|| now.saturating_since(read_at))
+/// When records of another replica left the store, by the two wall clocks. It decides when they are read again, not
+/// whether they are believed; from the future, they are read again at once.
+fn read_instant(stored: &StoredRecords, now: Now) -> Instant {
+    if stored.read_at > now.wall {
+        return Instant::from_boot(Duration::ZERO);
+    }
+    now.instant.saturating_before(now.wall.saturating_since(stored.read_at))
 }
 
 fn has_budget(candidate: &Candidate) -> bool {
@@ -254,12 +343,18 @@ fn has_budget(candidate: &Candidate) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::time::Timestamp;
 
     #[test]
-    fn a_record_from_the_future_has_no_age() {
-        let at = Timestamp::from_microseconds;
-        assert_eq!(age(at(1_000), at(3_000)), Some(Duration::from_millis(2)));
-        assert_eq!(age(at(1_000), at(1_000)), Some(Duration::ZERO));
-        assert_eq!(age(at(1_001), at(1_000)), None);
+    fn records_of_another_replica_are_read_again_by_its_clock_and_from_the_future_at_once() {
+        let wall = Timestamp::from_microseconds(10_000_000);
+        let now = Now { wall, instant: Instant::from_boot(Duration::from_secs(100)) };
+        let at = |microseconds| {
+            let read_at = Timestamp::from_microseconds(microseconds);
+            read_instant(&StoredRecords { rows: Vec::new(), read_at, stamp: None }, now)
+        };
+        assert_eq!(at(10_000_000), now.instant);
+        assert_eq!(at(7_000_000), Instant::from_boot(Duration::from_secs(97)));
+        assert_eq!(at(10_000_001), Instant::from_boot(Duration::ZERO));
     }
 }

@@ -8,7 +8,10 @@ pub mod admin;
 pub mod background;
 pub mod bcrypt_pool;
 pub mod candidates;
+pub mod feed;
 pub mod flight;
+pub mod freshness;
+pub mod outage;
 pub mod proof;
 pub mod uses;
 
@@ -95,7 +98,9 @@ impl Authorizer {
         }
         let found = self.candidates.recall(prefix, now)?;
         let proof = match &found {
-            Found::Records(records, _) => self.prover.recall(key, records, now)?,
+            Found::Records(records, _) | Found::Suspect(records, _) => {
+                self.prover.recall(key, records, now)?
+            }
             Found::Absent => Err(ProofError::NoMatch),
         };
         Some(decide(&found, proof, request, now))
@@ -113,7 +118,9 @@ impl Authorizer {
             Err(cause) => return Checked { decision: Decision::Unavailable(cause), tier: None },
         };
         let proof = match &found {
-            Found::Records(records, _) => self.prover.prove(key, records, redis_verdict).await,
+            Found::Records(records, _) | Found::Suspect(records, _) => {
+                self.prover.prove(key, records, redis_verdict).await
+            }
             Found::Absent => Err(ProofError::NoMatch),
         };
         // Read again: a verification may have taken a while, and expiry is judged at the moment of the answer.
@@ -135,11 +142,14 @@ fn decide(
         Err(ProofError::NoMatch) => Decision::Deny(Denied::unproven(Denial::InvalidApiKey)),
         Err(ProofError::Undecided(cause)) => Decision::Unavailable(cause),
     };
-    let tier = match found {
-        Found::Records(_, tier) => Some(*tier),
-        Found::Absent => None,
-    };
-    Checked { decision, tier }
+    match found {
+        // The store might say by now that this is wrong, and nobody is accused because it can't be asked.
+        Found::Suspect(_, tier) if matches!(decision, Decision::Deny(_)) => {
+            Checked { decision: Decision::Unavailable(Cause::Store), tier: Some(*tier) }
+        }
+        Found::Records(_, tier) | Found::Suspect(_, tier) => Checked { decision, tier: Some(*tier) },
+        Found::Absent => Checked { decision, tier: None },
+    }
 }
 
 #[cfg(test)]

@@ -112,7 +112,7 @@ impl Prover {
             return answer;
         }
         if let (Some(redis), RedisVerdict::NotAsked) = (&self.redis, redis_verdict) {
-            let proof = redis.fetch(None, Some(key), clock::wall()).await.proof;
+            let proof = redis.fetch(None, Some(key), clock::wall(), |_| None::<()>).await.proof;
             if let Some(proven) = proof.and_then(|proof| self.adopt(key, records, &proof)) {
                 return Ok(proven);
             }
@@ -222,6 +222,7 @@ impl Prover {
 mod tests {
     use super::*;
     use crate::cache::verdict_name::VerdictNamer;
+    use crate::domain::freshness::coverage::Known;
     use crate::domain::row::CandidateRow;
 
     const SECRET: &str = "kw_0123456789";
@@ -235,7 +236,7 @@ mod tests {
 
     fn records(candidates: &[&Arc<Candidate>]) -> Records {
         let candidates = candidates.iter().copied().map(Arc::clone).collect();
-        Records { candidates, usable_until: clock::instant() }
+        Records { candidates, known: Known::uncovered(clock::instant()), read_again_at: clock::instant() }
     }
 
     fn candidate(hash: &str, is_active: bool) -> Arc<Candidate> {

@@ -3,14 +3,18 @@
 //! JSON, because the rows carry it anyway, read strictly: every field must be there and no other may be. An entry of
 //! another version, or one that lost a field on the way, is rejected rather than read as less restricted.
 
+use std::borrow::Cow;
 use std::io;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::redis::StoredRecords;
 use super::seal::Rejection;
 use super::verdict_name::VerdictName;
+use crate::domain::freshness::shared::Stamp;
+use crate::domain::freshness::snapshot::Snapshot;
 use crate::domain::key::KeyPrefix;
 use crate::domain::row::CandidateRow;
 use crate::domain::time::Timestamp;
@@ -18,23 +22,33 @@ use crate::domain::time::Timestamp;
 /// How far the clock of the replica that wrote an entry may be ahead of ours.
 const CLOCK_SKEW: Duration = Duration::from_secs(5);
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 #[derive(Serialize)]
 struct RecordOut<'a> {
     version: u8,
     prefix: &'a str,
     read_at: i64,
+    stamp: Option<StampText<'a>>,
     rows: &'a [CandidateRow],
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RecordIn {
+struct RecordIn<'a> {
     version: u8,
     prefix: String,
     read_at: i64,
+    #[serde(borrow, deserialize_with = "Option::deserialize")]
+    stamp: Option<StampText<'a>>,
     rows: Vec<CandidateRow>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StampText<'a> {
+    incarnation: Cow<'a, str>,
+    snapshot: Cow<'a, str>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -45,14 +59,19 @@ struct Proof {
     proven_at: i64,
 }
 
-/// The records of a prefix and when they were read from the store.
-pub(super) fn encode_records(
-    prefix: &KeyPrefix,
-    rows: &[CandidateRow],
-    read_at: Timestamp,
-) -> Zeroizing<Vec<u8>> {
-    let (prefix, read_at) = (prefix.as_str(), read_at.as_microseconds());
-    encode(&RecordOut { version: VERSION, prefix, read_at, rows })
+/// The records of a prefix, when and where they were read.
+pub(super) fn encode_records(prefix: &KeyPrefix, records: &StoredRecords) -> Zeroizing<Vec<u8>> {
+    let stamp = records.stamp.as_ref().map(|stamp| StampText {
+        incarnation: Cow::Borrowed(&stamp.incarnation),
+        snapshot: Cow::Owned(stamp.snapshot.to_string()),
+    });
+    encode(&RecordOut {
+        version: VERSION,
+        prefix: prefix.as_str(),
+        read_at: records.read_at.as_microseconds(),
+        stamp,
+        rows: &records.rows,
+    })
 }
 
 /// Reads what [`encode_records`] wrote, for the prefix that was asked for.
@@ -60,15 +79,22 @@ pub(super) fn decode_records(
     plaintext: &[u8],
     prefix: &KeyPrefix,
     now: Timestamp,
-) -> Result<(Vec<CandidateRow>, Timestamp), Rejection> {
-    let entry: RecordIn = serde_json::from_slice(plaintext).map_err(|_| Rejection::WrongForm)?;
+) -> Result<StoredRecords, Rejection> {
+    let entry: RecordIn<'_> = serde_json::from_slice(plaintext).map_err(|_| Rejection::WrongForm)?;
     if entry.version != VERSION {
         return Err(Rejection::UnknownVersion);
     }
     if entry.prefix != prefix.as_str() {
         return Err(Rejection::OtherSubject);
     }
-    Ok((entry.rows, not_future(entry.read_at, now)?))
+    let stamp = match entry.stamp {
+        Some(text) => Some(Stamp {
+            incarnation: text.incarnation.into(),
+            snapshot: Snapshot::parse(&text.snapshot).ok_or(Rejection::WrongForm)?,
+        }),
+        None => None,
+    };
+    Ok(StoredRecords { rows: entry.rows, read_at: not_future(entry.read_at, now)?, stamp })
 }
 
 /// That the key and hash of this name were proven, and when.
@@ -125,8 +151,14 @@ mod tests {
         KeyPrefix::new("kw_01234").unwrap()
     }
 
+    fn stored(rows: Vec<CandidateRow>, read_at: Timestamp) -> StoredRecords {
+        let stamp =
+            Stamp { incarnation: "here".into(), snapshot: Snapshot::parse("100:120:100,105").unwrap() };
+        StoredRecords { rows, read_at, stamp: Some(stamp) }
+    }
+
     fn sample() -> Value {
-        let bytes = encode_records(&prefix(), &[CandidateRow::sample("$2b$10$x")], NOW);
+        let bytes = encode_records(&prefix(), &stored(vec![CandidateRow::sample("$2b$10$x")], NOW));
         serde_json::from_slice(&bytes).unwrap()
     }
 
@@ -140,8 +172,12 @@ mod tests {
         row.allowed_models = Some("[\"a\",\"\\u00e9\"]".into());
         row.expires_at = Some(i64::MAX);
         let rows = vec![row, CandidateRow::sample("sha256:00")];
-        let (back, read_at) = decode_records(&encode_records(&prefix(), &rows, NOW), &prefix(), NOW).unwrap();
-        assert_eq!((back, read_at), (rows, NOW));
+        let stored = stored(rows.clone(), NOW);
+        let back = decode_records(&encode_records(&prefix(), &stored), &prefix(), NOW).unwrap();
+        assert_eq!((back.rows, back.read_at, back.stamp), (rows, NOW, stored.stamp));
+        let unstamped = StoredRecords { rows: Vec::new(), read_at: NOW, stamp: None };
+        let back = decode_records(&encode_records(&prefix(), &unstamped), &prefix(), NOW).unwrap();
+        assert_eq!(back.stamp, None);
     }
 
     #[test]
@@ -156,11 +192,14 @@ mod tests {
             };
             refusal(&entry)
         };
-        assert_eq!(changed("", "version", Some(json!(2))), Some(Rejection::UnknownVersion));
+        assert_eq!(changed("", "version", Some(json!(1))), Some(Rejection::UnknownVersion));
         assert_eq!(changed("", "prefix", Some(json!("kw_01235"))), Some(Rejection::OtherSubject));
         assert_eq!(changed("", "extra", Some(json!(1))), Some(Rejection::WrongForm));
         assert_eq!(changed("/rows/0", "extra", Some(json!(1))), Some(Rejection::WrongForm));
-        for (pointer, wrong) in [("", json!("text")), ("/rows/0", json!({"a": 1}))] {
+        assert_eq!(changed("/stamp", "snapshot", Some(json!("1:2"))), Some(Rejection::WrongForm));
+        for (pointer, wrong) in
+            [("", json!("text")), ("/stamp", json!({"a": 1})), ("/rows/0", json!({"a": 1}))]
+        {
             let fields: Vec<String> =
                 sample().pointer(pointer).and_then(Value::as_object).unwrap().keys().cloned().collect();
             for field in fields {
@@ -172,7 +211,7 @@ mod tests {
         }
         assert_eq!(changed("", "read_at", Some(json!(1.5))), Some(Rejection::WrongForm));
         assert_eq!(changed("/rows/0", "is_active", Some(json!("False"))), Some(Rejection::WrongForm));
-        let twice = sample().to_string().replacen('{', "{\"version\":1,", 1);
+        let twice = sample().to_string().replacen('{', "{\"version\":2,", 1);
         assert_eq!(decode_records(twice.as_bytes(), &prefix(), NOW).err(), Some(Rejection::WrongForm));
         let behind = format!("{} {{}}", sample());
         assert_eq!(decode_records(behind.as_bytes(), &prefix(), NOW).err(), Some(Rejection::WrongForm));
@@ -182,7 +221,8 @@ mod tests {
     fn entries_from_the_future_are_rejected_beyond_the_clock_skew() {
         let at = |microseconds: i64| {
             let moment = Timestamp::from_microseconds(NOW.as_microseconds() + microseconds);
-            let records = decode_records(&encode_records(&prefix(), &[], moment), &prefix(), NOW).err();
+            let records =
+                decode_records(&encode_records(&prefix(), &stored(vec![], moment)), &prefix(), NOW).err();
             let proof = decode_proof(&encode_proof(VerdictName::from_bytes([1; 32]), moment), NOW).err();
             assert_eq!(records, proof);
             proof
@@ -197,10 +237,10 @@ mod tests {
         let name = VerdictName::from_bytes([9; 32]);
         let bytes = encode_proof(name, NOW);
         assert_eq!(decode_proof(&bytes, NOW).unwrap(), (name, NOW));
-        let records = encode_records(&prefix(), &[], NOW);
+        let records = encode_records(&prefix(), &stored(vec![], NOW));
         assert_eq!(decode_proof(&records, NOW).err(), Some(Rejection::WrongForm));
         assert_eq!(decode_records(&bytes, &prefix(), NOW).err(), Some(Rejection::WrongForm));
-        let newer = String::from_utf8(bytes.to_vec()).unwrap().replace("\"version\":1", "\"version\":2");
+        let newer = String::from_utf8(bytes.to_vec()).unwrap().replace("\"version\":2", "\"version\":3");
         assert_eq!(decode_proof(newer.as_bytes(), NOW).err(), Some(Rejection::UnknownVersion));
     }
 

@@ -18,14 +18,3 @@ mod names;
 mod ration;
 mod rejections;
 mod seal;
-
-/// The three answers of a look-up. "Could not ask" is an error beside it and never one of these.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Lookup<T> {
-    /// Found.
-    Hit(T),
-    /// Known not to exist.
-    Absent,
-    /// Not known here.
-    Miss,
-}

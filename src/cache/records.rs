@@ -1,15 +1,16 @@
 //! The memory tier for records: prefix to candidates, and prefixes known to be absent.
 //!
-//! An entry carries its own end, counted from the moment its query *started*; use never extends it. Absent prefixes
-//! live in a map of their own, so that a flood of made-up prefixes evicts other made-up prefixes and no real key.
-//! A fill that began before an invalidation can't undo it: see [`RecordCache::begin_fill`].
+//! An entry carries what proves it ([`Known`]), counted from the moment its query *started*; use never extends it.
+//! Absent prefixes live in a map of their own, so that a flood of made-up prefixes evicts other made-up prefixes and no
+//! real key. A fill that began before an invalidation can't undo it: see [`RecordCache::begin_fill`].
 
+use std::collections::HashSet;
 use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quick_cache::sync::Cache;
 
-use super::Lookup;
+use crate::domain::freshness::coverage::{Known, Standing, View};
 use crate::domain::key::KeyPrefix;
 use crate::domain::record::{Candidate, KeyId, UserId};
 use crate::domain::time::Instant;
@@ -22,8 +23,23 @@ const EPOCH_SHARDS: usize = 64;
 pub struct Records {
     /// In the order of their ids, at least one.
     pub candidates: Vec<Arc<Candidate>>,
-    /// From then on they have to be read again.
-    pub usable_until: Instant,
+    /// Since when and by what they are known to be true.
+    pub known: Known,
+    /// From then on they have to be read again, whatever is proven.
+    pub read_again_at: Instant,
+}
+
+/// What memory knows of a prefix.
+#[derive(Debug)]
+pub enum Remembered {
+    /// To be used as they are.
+    Fresh(Arc<Records>),
+    /// To be read again; where that can't be done, they may still allow.
+    Suspect(Arc<Records>),
+    /// The store has none.
+    Absent,
+    /// Nothing that may be used.
+    Unknown,
 }
 
 /// Prefix to candidates, bounded.
@@ -37,8 +53,9 @@ pub struct RecordCache {
     hasher: std::hash::RandomState,
 }
 
-/// Taken before a query starts; a fill with it is dropped if its prefix was invalidated since.
-#[derive(Debug)]
+/// Taken before a query starts; a fill with it is dropped if its prefix was invalidated since. Two tickets of a prefix
+/// are equal if nothing was invalidated between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FillTicket {
     epoch: u64,
 }
@@ -54,16 +71,18 @@ impl RecordCache {
         }
     }
 
-    /// What is known of a prefix at this moment.
-    pub fn get(&self, prefix: &str, now: Instant) -> Lookup<Arc<Records>> {
-        if let Some(records) = self.present.get(prefix)
-            && now < records.usable_until
-        {
-            return Lookup::Hit(records);
+    /// What is known of a prefix at this moment. The view has to be older than this call.
+    pub fn get(&self, prefix: &str, view: &View, now: Instant) -> Remembered {
+        if let Some(records) = self.present.get(prefix) {
+            match view.standing(&records.known, now) {
+                Standing::Fresh if now < records.read_again_at => return Remembered::Fresh(records),
+                Standing::Fresh | Standing::Suspect => return Remembered::Suspect(records),
+                Standing::Expired => {}
+            }
         }
         match self.absent.get(prefix) {
-            Some(until) if now < until => Lookup::Absent,
-            _ => Lookup::Miss,
+            Some(until) if now < until => Remembered::Absent,
+            _ => Remembered::Unknown,
         }
     }
 
@@ -103,9 +122,10 @@ impl RecordCache {
         self.invalidate_where(|candidate| candidate.key.id == id);
     }
 
-    /// Forgets every prefix that has a key of this user among its candidates.
-    pub fn invalidate_user(&self, id: UserId) {
-        self.invalidate_where(|candidate| candidate.owner.id == Some(id));
+    /// Forgets every prefix that has a key of one of these users among its candidates.
+    pub fn invalidate_users(&self, ids: &HashSet<UserId>) {
+        // A key whose owner was missing may have one of them now.
+        self.invalidate_where(|candidate| candidate.owner.id.is_none_or(|id| ids.contains(&id)));
     }
 
     /// Forgets everything, and every fill that is under way.
@@ -154,6 +174,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::domain::freshness::coverage::{Coverage, Limits};
     use crate::domain::row::CandidateRow;
 
     fn at(seconds: u64) -> Instant {
@@ -164,9 +185,17 @@ mod tests {
         KeyPrefix::new(text).unwrap()
     }
 
-    fn records(until: u64) -> Arc<Records> {
-        let candidate = Candidate::from_row(&CandidateRow::sample("sha256:00"));
-        Arc::new(Records { candidates: vec![Arc::new(candidate)], usable_until: at(until) })
+    const LIMITS: Limits = Limits { window: Duration::from_secs(20), outage: Duration::from_secs(50) };
+
+    /// Read at the start of time.
+    fn records(read_again_at: u64) -> Arc<Records> {
+        let candidate = Arc::new(Candidate::from_row(&CandidateRow::sample("sha256:00")));
+        let known = Known::uncovered(at(0));
+        Arc::new(Records { candidates: vec![candidate], known, read_again_at: at(read_again_at) })
+    }
+
+    fn get(cache: &RecordCache, name: &str, now: Instant) -> Remembered {
+        cache.get(name, &Coverage::new(1).view(LIMITS), now)
     }
 
     fn filled(cache: &RecordCache, name: &str, until: u64) {
@@ -179,9 +208,19 @@ mod tests {
         let cache = RecordCache::new(100);
         filled(&cache, "kw_aaaaa", 10);
         for second in 0..10 {
-            assert!(matches!(cache.get("kw_aaaaa", at(second)), Lookup::Hit(_)));
+            assert!(matches!(get(&cache, "kw_aaaaa", at(second)), Remembered::Fresh(_)));
         }
-        assert!(matches!(cache.get("kw_aaaaa", at(10)), Lookup::Miss));
+        assert!(matches!(get(&cache, "kw_aaaaa", at(10)), Remembered::Suspect(_)));
+    }
+
+    #[test]
+    fn an_entry_that_nothing_proves_is_suspect_and_then_gone() {
+        let cache = RecordCache::new(100);
+        filled(&cache, "kw_aaaaa", 300);
+        assert!(matches!(get(&cache, "kw_aaaaa", at(20)), Remembered::Fresh(_)));
+        assert!(matches!(get(&cache, "kw_aaaaa", at(21)), Remembered::Suspect(_)));
+        assert!(matches!(get(&cache, "kw_aaaaa", at(50)), Remembered::Suspect(_)));
+        assert!(matches!(get(&cache, "kw_aaaaa", at(51)), Remembered::Unknown));
     }
 
     #[test]
@@ -189,9 +228,9 @@ mod tests {
         let cache = RecordCache::new(100);
         let ticket = cache.begin_fill(&prefix("kw_aaaaa"));
         cache.fill_absent(prefix("kw_aaaaa"), &ticket, at(2));
-        assert!(matches!(cache.get("kw_aaaaa", at(1)), Lookup::Absent));
-        assert!(matches!(cache.get("kw_aaaaa", at(2)), Lookup::Miss));
-        assert!(matches!(cache.get("kw_bbbbb", at(1)), Lookup::Miss));
+        assert!(matches!(get(&cache, "kw_aaaaa", at(1)), Remembered::Absent));
+        assert!(matches!(get(&cache, "kw_aaaaa", at(2)), Remembered::Unknown));
+        assert!(matches!(get(&cache, "kw_bbbbb", at(1)), Remembered::Unknown));
     }
 
     #[test]
@@ -200,7 +239,7 @@ mod tests {
         let ways: [Invalidate; 4] = [
             |cache| cache.invalidate(&prefix("kw_aaaaa")),
             |cache| cache.invalidate_key(KeyId::new(7)),
-            |cache| cache.invalidate_user(UserId::new(3)),
+            |cache| cache.invalidate_users(&HashSet::from([UserId::new(3)])),
             RecordCache::clear,
         ];
         for invalidate in ways {
@@ -209,7 +248,7 @@ mod tests {
             invalidate(&cache);
             cache.fill(prefix("kw_aaaaa"), &ticket, records(10));
             cache.fill_absent(prefix("kw_aaaaa"), &ticket, at(10));
-            assert!(matches!(cache.get("kw_aaaaa", at(1)), Lookup::Miss));
+            assert!(matches!(get(&cache, "kw_aaaaa", at(1)), Remembered::Unknown));
         }
     }
 
@@ -218,10 +257,10 @@ mod tests {
         let cache = RecordCache::new(100);
         filled(&cache, "kw_aaaaa", 10);
         cache.invalidate_key(KeyId::new(8));
-        cache.invalidate_user(UserId::new(4));
-        assert!(matches!(cache.get("kw_aaaaa", at(1)), Lookup::Hit(_)));
-        cache.invalidate_user(UserId::new(3));
-        assert!(matches!(cache.get("kw_aaaaa", at(1)), Lookup::Miss));
+        cache.invalidate_users(&HashSet::from([UserId::new(4)]));
+        assert!(matches!(get(&cache, "kw_aaaaa", at(1)), Remembered::Fresh(_)));
+        cache.invalidate_users(&HashSet::from([UserId::new(3)]));
+        assert!(matches!(get(&cache, "kw_aaaaa", at(1)), Remembered::Unknown));
     }
 
     #[test]
@@ -236,6 +275,6 @@ mod tests {
         let (present, absent) = cache.len();
         assert_eq!(present, 1);
         assert!(absent <= 1_000, "{absent}");
-        assert!(matches!(cache.get("kw_aaaaa", at(1)), Lookup::Hit(_)));
+        assert!(matches!(get(&cache, "kw_aaaaa", at(1)), Remembered::Fresh(_)));
     }
 }

@@ -23,6 +23,7 @@ use super::secrets::{CacheSecrets, KeySet};
 use super::verdict_name::VerdictName;
 use crate::clock;
 use crate::domain::decision::Tier;
+use crate::domain::freshness::shared::Stamp;
 use crate::domain::hash::KeyHash;
 use crate::domain::key::{KeyPrefix, PresentedKey};
 use crate::domain::record::KeyId;
@@ -78,6 +79,12 @@ pub struct RedisUnavailable {
     pub kind: &'static str,
 }
 
+impl<A> Default for Fetched<A> {
+    fn default() -> Self {
+        Self { records: None, proof: None }
+    }
+}
+
 impl From<FailureKind> for RedisUnavailable {
     fn from(kind: FailureKind) -> Self {
         Self { kind: kind.as_str() }
@@ -85,10 +92,10 @@ impl From<FailureKind> for RedisUnavailable {
 }
 
 /// What was found; `None` also where Redis could not be asked.
-#[derive(Debug, Default)]
-pub struct Fetched {
-    /// The records of the prefix.
-    pub records: Option<StoredRecords>,
+#[derive(Debug)]
+pub struct Fetched<A> {
+    /// The records of the prefix, with what the caller holds them to be.
+    pub records: Option<(StoredRecords, A)>,
     /// A proof of the key.
     pub proof: Option<StoredProof>,
 }
@@ -100,6 +107,8 @@ pub struct StoredRecords {
     pub rows: Vec<CandidateRow>,
     /// When they were read, by the clock of the replica that did.
     pub read_at: Timestamp,
+    /// From which server, and what the query had seen; `None` where the store can't tell.
+    pub stamp: Option<Stamp>,
 }
 
 /// That a key was proven, against a hash that only [`StoredProof::proves`] tells.
@@ -152,14 +161,16 @@ impl RedisCache {
         })
     }
 
-    /// Fetches the records of a prefix and the proof of a key, as asked, in one round trip. Never an error: what can't
-    /// be had within the time limit, or not be believed, is missing, and counted. Dropping the future is harmless.
-    pub async fn fetch(
+    /// Fetches the records of a prefix and the proof of a key, as asked, in one round trip. Records that the
+    /// caller does not accept count as not found. Never an error: what can't be had within the time limit, or not be believed, is missing, and
+    /// counted. Dropping the future is harmless.
+    pub async fn fetch<A>(
         &self,
         prefix: Option<&KeyPrefix>,
         key: Option<&PresentedKey>,
         now: Timestamp,
-    ) -> Fetched {
+        accept: impl Fn(&StoredRecords) -> Option<A>,
+    ) -> Fetched<A> {
         let keys = self.secrets.reading();
         let record_names: Vec<RedisName> = prefix
             .map(|prefix| keys.iter().map(|keys| keys.record_name(prefix)).collect())
@@ -181,21 +192,21 @@ impl RedisCache {
         let records = prefix.and_then(|prefix| {
             let found = self.read(CacheKind::Record, &record_names, &values, |_, keys, name, value| {
                 let plaintext = open(keys, Sealed::Record, name, value)?;
-                let (rows, read_at) = decode_records(&plaintext, prefix, now)?;
-                Ok(StoredRecords { rows, read_at })
+                let records = decode_records(&plaintext, prefix, now)?;
+                Ok(accept(&records).map(|accepted| (records, accepted)))
             });
-            found.into_iter().max_by_key(|records| records.read_at)
+            found.into_iter().max_by_key(|(records, _)| records.read_at)
         });
         let proof = key.and_then(|_| {
             let found =
                 self.read(CacheKind::Verdict, &proof_names, &proof_values, |sealed_by, keys, name, value| {
                     let (verdict, proven_at) = decode_proof(&open(keys, Sealed::Proof, name, value)?, now)?;
-                    Ok(StoredProof {
+                    Ok(Some(StoredProof {
                         name: verdict,
                         proven_at,
                         secrets: Arc::clone(&self.secrets),
                         sealed_by,
-                    })
+                    }))
                 });
             found.into_iter().max_by_key(|proof| proof.proven_at)
         });
@@ -203,21 +214,10 @@ impl RedisCache {
     }
 
     /// Keeps the records of a prefix for what is left of their lifetime. What can't be kept is not.
-    pub async fn keep_records(
-        &self,
-        prefix: &KeyPrefix,
-        rows: &[CandidateRow],
-        read_at: Timestamp,
-        lifetime: Duration,
-    ) {
+    pub async fn keep_records(&self, prefix: &KeyPrefix, records: &StoredRecords, lifetime: Duration) {
         let keys = self.secrets.writing();
-        self.keep(
-            Sealed::Record,
-            &keys.record_name(prefix),
-            &encode_records(prefix, rows, read_at),
-            lifetime,
-        )
-        .await;
+        let plaintext = encode_records(prefix, records);
+        self.keep(Sealed::Record, &keys.record_name(prefix), &plaintext, lifetime).await;
     }
 
     /// Keeps the proof that this key matches this hash, in place of an earlier proof of the key.
@@ -313,7 +313,7 @@ impl RedisCache {
         kind: CacheKind,
         names: &[RedisName],
         values: &[Value],
-        parse: impl Fn(usize, &KeySet, &RedisName, &[u8]) -> Result<T, Rejection>,
+        parse: impl Fn(usize, &KeySet, &RedisName, &[u8]) -> Result<Option<T>, Rejection>,
     ) -> Vec<T> {
         let mut found = Vec::new();
         // Redis that did not answer at all gives no values.
@@ -324,7 +324,7 @@ impl RedisCache {
                 Value::Nil => {}
                 Value::BulkString(bytes) if bytes.is_empty() => {}
                 Value::BulkString(bytes) => match parse(index, keys, name, bytes) {
-                    Ok(entry) => found.push(entry),
+                    Ok(entry) => found.extend(entry),
                     Err(rejection) => {
                         self.rejections.note(kind, rejection, clock::instant());
                         outcome = CacheResult::Rejected;

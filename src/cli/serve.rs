@@ -21,7 +21,10 @@ use crate::authorizer::Authorizer;
 use crate::authorizer::admin::CacheAdmin;
 use crate::authorizer::background::Background;
 use crate::authorizer::bcrypt_pool::BcryptPool;
-use crate::authorizer::candidates::{Candidates, RecordLifetimes};
+use crate::authorizer::candidates::{Candidates, CandidatesParts};
+use crate::authorizer::feed::FeedFollower;
+use crate::authorizer::freshness::{Freshness, FreshnessSettings, Mode};
+use crate::authorizer::outage::Outage;
 use crate::authorizer::proof::Prover;
 use crate::authorizer::uses::{self, UseWriter};
 use crate::cache::records::RecordCache;
@@ -30,6 +33,7 @@ use crate::cache::redis_url::RedisUrl;
 use crate::cache::secrets::CacheSecrets;
 use crate::cache::verdict_name::VerdictNamer;
 use crate::cache::verdicts::VerdictCache;
+use crate::clock;
 use crate::config::{Listen, Setting, Settings};
 use crate::server::admin::{AdminState, router};
 use crate::server::grpc::{CheckOptions, CheckService};
@@ -49,6 +53,8 @@ const REDIS_CONNECTIONS: usize = 8;
 const REDIS_TIMEOUT: Duration = Duration::from_millis(20);
 /// Pauses between attempts to reach a store that does not answer.
 const RETRY_STORE: Duration = Duration::from_millis(250);
+/// Pauses while the change feed is awaited.
+const STARTING: Duration = Duration::from_millis(5);
 /// How often a store that answers is looked at anew.
 const WATCH_STORE: Duration = Duration::from_secs(10);
 /// What the last answers and writes may take after the drain delay.
@@ -72,7 +78,7 @@ pub(super) fn run(settings: &Settings) -> Result<Exit, Failure> {
 async fn serve(settings: &Settings) -> Result<(), Failure> {
     let metrics = Metrics::new();
     let parts = Parts::build(settings, &metrics).await?;
-    let readiness = Arc::new(Readiness::new());
+    let readiness = Arc::new(Readiness::new(Arc::clone(&parts.freshness), Arc::clone(&parts.outage)));
     let (health, health_service) = tonic_health::server::health_reporter();
     set_health(&health, ServingStatus::NotServing).await;
 
@@ -104,9 +110,15 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
 
     let stop_writing = CancellationToken::new();
     let writer = tokio::spawn(parts.uses.run(stop_writing.clone()));
-    let mode =
-        format!("ttl mode, changes take effect within {}", humantime::format_duration(record_ttl(settings)));
-    let watching = tokio::spawn(watch_store(parts.store, Arc::clone(&readiness), health.clone(), mode));
+    let following = tokio::spawn(parts.feed.run());
+    let watch = StoreWatch {
+        store: parts.store,
+        freshness: parts.freshness,
+        outage: parts.outage,
+        readiness: Arc::clone(&readiness),
+        health: health.clone(),
+    };
+    let watching = tokio::spawn(watch.run());
 
     let (delay, end) = tokio::select! {
         _ = terminate.recv() => (settings.drain_delay, Ok(())),
@@ -132,6 +144,8 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
     if tokio::time::timeout(FINISH_LIMIT, last_answers).await.is_err() {
         tracing::warn!("some connections were still open at the end");
     }
+    // Until the last answer, so that a revocation holds on the way out too.
+    following.abort();
     stop_writing.cancel();
     let _ = writer.await;
     parts.background.finish(FINISH_LIMIT).await;
@@ -147,6 +161,9 @@ struct Parts {
     authorizer: Arc<Authorizer>,
     caches: CacheAdmin,
     store: Store,
+    freshness: Arc<Freshness>,
+    outage: Arc<Outage>,
+    feed: FeedFollower,
     uses: UseWriter,
     background: Background,
 }
@@ -176,17 +193,31 @@ impl Parts {
             metrics.clone(),
             settings.cache_verdict_ttl,
         );
-        let lifetimes =
-            RecordLifetimes { present: record_ttl(settings), absent: settings.cache_negative_ttl };
-        let candidates = Candidates::new(
-            RecordCache::new(max_entries),
-            redis.clone(),
-            store.clone(),
-            Arc::clone(&prover),
-            background.clone(),
-            metrics.clone(),
-            lifetimes,
-        );
+        let freshness = Arc::new(Freshness::new(FreshnessSettings {
+            lease: settings.lease,
+            outage_grace: settings.outage_grace,
+            without_feed: settings.record_ttl_without_feed,
+            record_ttl: settings.cache_record_ttl,
+        }));
+        let outage = Arc::new(Outage::default());
+        let candidates = Candidates::new(CandidatesParts {
+            memory: RecordCache::new(max_entries),
+            redis: redis.clone(),
+            store: store.clone(),
+            prover: Arc::clone(&prover),
+            freshness: Arc::clone(&freshness),
+            outage: Arc::clone(&outage),
+            background: background.clone(),
+            metrics: metrics.clone(),
+            absent_lifetime: settings.cache_negative_ttl,
+        });
+        let feed = FeedFollower {
+            store: store.clone(),
+            candidates: Arc::clone(&candidates),
+            freshness: Arc::clone(&freshness),
+            outage: Arc::clone(&outage),
+            metrics: metrics.clone(),
+        };
         let interval = settings.last_used_interval;
         let (recorder, uses) =
             uses::channel(store.clone(), redis.clone(), interval, max_entries, metrics.clone());
@@ -196,14 +227,16 @@ impl Parts {
             recorder,
             settings.key_prefix_length,
         ));
-        let caches = CacheAdmin { candidates, prover, redis, store: store.clone(), metrics: metrics.clone() };
-        Ok(Self { authorizer, caches, store, uses, background })
+        let caches = CacheAdmin {
+            candidates,
+            prover,
+            redis,
+            store: store.clone(),
+            freshness: Arc::clone(&freshness),
+            metrics: metrics.clone(),
+        };
+        Ok(Self { authorizer, caches, store, freshness, outage, feed, uses, background })
     }
-}
-
-/// There is no change feed yet, so the shorter of the two lifetimes is how long a change takes.
-fn record_ttl(settings: &Settings) -> Duration {
-    settings.cache_record_ttl.min(settings.record_ttl_without_feed)
 }
 
 fn open_redis(settings: &Settings, metrics: &Metrics) -> anyhow::Result<Option<Arc<RedisCache>>> {
@@ -282,26 +315,66 @@ fn report<E: std::error::Error>(door: &str, served: Result<(), E>) {
     }
 }
 
-/// Ready once the store has answered; until then says what is missing. Goes on asking, because each answer also looks
-/// at the tables anew: a restriction column that is added while we run has to be read from then on.
-async fn watch_store(store: Store, readiness: Arc<Readiness>, health: HealthReporter, mode: String) {
-    let mut trouble = Some("the store has not answered yet".to_owned());
-    loop {
-        let answer = store.ping().await.map_err(|error| format!("{:#}", anyhow::Error::new(error)));
-        match &answer {
-            Ok(()) if trouble.is_some() => {
-                tracing::info!(store = store.kind(), mode, "the store answers");
-                readiness.set_ready(mode.clone());
-                set_health(&health, ServingStatus::Serving).await;
+/// Looks at the store from time to time, also when nobody asks for a key: each answer looks at the tables anew (a
+/// restriction column that is added while we run has to be read from then on), ends an outage, and makes us ready.
+struct StoreWatch {
+    store: Store,
+    freshness: Arc<Freshness>,
+    outage: Arc<Outage>,
+    readiness: Arc<Readiness>,
+    health: HealthReporter,
+}
+
+impl StoreWatch {
+    async fn run(self) {
+        let mut trouble = None;
+        let mut said = None;
+        let mut looked_at = None;
+        loop {
+            let now = clock::instant();
+            if trouble.is_some() || looked_at.is_none_or(|at| now.saturating_since(at) >= WATCH_STORE) {
+                looked_at = Some(now);
+                trouble = self.look(trouble).await;
             }
-            Err(error) if trouble.as_ref() != Some(error) => {
-                tracing::warn!(error, "the store does not answer");
-                readiness.set_waiting(error.clone());
+            if trouble.is_none() && self.freshness.mode() != Mode::Starting {
+                self.readiness.set_started();
             }
-            Ok(()) | Err(_) => {}
+            let ready = self.readiness.check(clock::instant());
+            if said != Some(ready.is_ok()) {
+                match &ready {
+                    Ok(mode) => tracing::info!(mode, "ready"),
+                    Err(reason) => tracing::info!(reason, "not ready"),
+                }
+                let status = if ready.is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
+                set_health(&self.health, status).await;
+                said = Some(ready.is_ok());
+            }
+            // Ready as soon as it can be: start to ready is part of every rollout.
+            let is_starting = said.is_none_or(|ready| !ready) && trouble.is_none();
+            tokio::time::sleep(if is_starting { STARTING } else { RETRY_STORE }).await;
         }
-        trouble = answer.err();
-        tokio::time::sleep(if trouble.is_some() { RETRY_STORE } else { WATCH_STORE }).await;
+    }
+
+    /// What the store has against being asked, logged once each time it changes.
+    async fn look(&self, before: Option<String>) -> Option<String> {
+        match self.store.ping().await {
+            Ok(()) => {
+                self.outage.answered(clock::instant());
+                if before.is_some() {
+                    tracing::info!(store = self.store.kind(), "the store answers");
+                }
+                None
+            }
+            Err(error) => {
+                self.outage.failed(clock::instant());
+                let error = format!("{:#}", anyhow::Error::new(error));
+                if before.as_ref() != Some(&error) {
+                    tracing::warn!(error, "the store does not answer");
+                }
+                self.readiness.set_waiting(error.clone());
+                Some(error)
+            }
+        }
     }
 }
 

@@ -31,6 +31,8 @@ fn other_text(setting: &Setting) -> &'static str {
         | "cache-verdict-ttl"
         | "cache-negative-ttl"
         | "last-used-interval"
+        | "lease"
+        | "outage-grace"
         | "check-timeout" => "7s",
         "store" => "sqlite:other.db",
         "redis" => "redis://h",

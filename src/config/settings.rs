@@ -169,6 +169,17 @@ settings! {
     /// The same where there is no change feed: 1ms to 30d. It is then the time that a revocation takes.
     "record-ttl-without-feed"("DURATION", Plain) => record_ttl_without_feed: Duration = "5s", ttl;
 
+    /// How long a record is used after the change feed last proved that no change was missed: 100ms to 1h. A quarter of
+    /// it lies between heartbeats. It bounds a revocation while the feed is silently dead; shorter costs the database
+    /// more heartbeats.
+    "lease"("DURATION", Plain) => lease: Duration = "2s",
+        |text| values::duration(text, 100 * MILLISECOND..=60 * MINUTE);
+
+    /// How much longer than the lease known keys are still allowed while the store can't be asked: 0s to 30d. It is what
+    /// a revocation takes at most on a replica that is cut off; 0s answers 503 as soon as the lease has run out.
+    "outage-grace"("DURATION", Plain) => outage_grace: Duration = "30s",
+        |text| values::duration(text, Duration::ZERO..=30 * DAY);
+
     /// Longest time that a proof of a key is used without bcrypt: 1ms to 30d. A proof never becomes wrong; this
     /// bounds how long one stays in memory and Redis.
     "cache-verdict-ttl"("DURATION", Plain) => cache_verdict_ttl: Duration = "3600s", ttl;

@@ -9,6 +9,7 @@ pub mod allowlist;
 pub mod decision;
 pub mod denial;
 pub mod endpoint;
+pub mod freshness;
 pub mod hash;
 pub mod key;
 pub mod limit;

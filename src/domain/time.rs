@@ -45,9 +45,24 @@ impl Instant {
         Self(since_boot)
     }
 
+    /// From nanoseconds since boot.
+    pub const fn from_nanoseconds(nanoseconds: u64) -> Self {
+        Self(Duration::from_nanos(nanoseconds))
+    }
+
+    /// Nanoseconds since boot; 584 years of them.
+    pub fn as_nanoseconds(self) -> u64 {
+        u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// This instant and then some.
     pub fn saturating_add(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(duration))
+    }
+
+    /// So long before this instant; stays at the start of time.
+    pub fn saturating_before(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(duration))
     }
 
     /// How long ago `earlier` was; zero where it is not earlier.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::readiness::Readiness;
 use crate::authorizer::admin::{AdminError, CacheAdmin};
+use crate::clock;
 use crate::domain::key::KeyPrefix;
 use crate::domain::record::{KeyId, UserId};
 use crate::store::admin::KeySelector;
@@ -43,13 +44,14 @@ pub fn router(state: AdminState) -> Router {
 }
 
 async fn readyz(State(state): State<Arc<AdminState>>) -> Response {
-    match state.readiness.check() {
+    match state.readiness.check(clock::instant()) {
         Ok(mode) => format!("ready: {mode}\n").into_response(),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")).into_response(),
     }
 }
 
 async fn metrics(State(state): State<Arc<AdminState>>) -> Response {
+    state.caches.refresh_metrics();
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &state.registry) {
         Ok(()) => {
@@ -63,7 +65,7 @@ async fn metrics(State(state): State<Arc<AdminState>>) -> Response {
 async fn stats(State(state): State<Arc<AdminState>>) -> Json<Value> {
     let mut shown = state.caches.stats();
     if let Some(object) = shown.as_object_mut() {
-        object.insert("ready".to_owned(), Value::from(state.readiness.check().is_ok()));
+        object.insert("ready".to_owned(), Value::from(state.readiness.check(clock::instant()).is_ok()));
         object.insert("version".to_owned(), Value::from(env!("CARGO_PKG_VERSION")));
     }
     Json(shown)

@@ -7,14 +7,18 @@
 pub mod admin;
 mod catalogue;
 mod error;
+pub mod feed;
+mod incarnation;
 mod migrate;
 mod postgres;
 mod postgres_admin;
 mod postgres_connect;
+mod postgres_feed;
 mod postgres_tls;
 mod select;
 mod sqlite;
 mod sqlite_admin;
+mod sqlite_feed;
 mod timestamp;
 mod url;
 mod view;
@@ -24,6 +28,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::domain::freshness::shared::Stamp;
 use crate::domain::key::KeyPrefix;
 use crate::domain::record::KeyId;
 use crate::domain::row::CandidateRow;
@@ -32,6 +37,7 @@ use crate::domain::time::Timestamp;
 use crate::clock;
 
 use admin::{KeySelector, KeyView, NewKey, NewUser, UserRef, UserView};
+use feed::{Feed, NoFeed};
 use postgres::PostgresStore;
 use sqlite::SqliteStore;
 use url::Target;
@@ -78,6 +84,15 @@ impl fmt::Debug for Store {
     }
 }
 
+/// What a look-up found, and when in the store's own order of events.
+#[derive(Debug)]
+pub struct Reading {
+    /// Ordered by id.
+    pub rows: Vec<CandidateRow>,
+    /// What the query had seen; `None` where there are no rows, or where the store can't tell.
+    pub stamp: Option<Stamp>,
+}
+
 /// Calls the same function on either store.
 macro_rules! either {
     ($self:ident, $store:ident => $call:expr) => {
@@ -114,8 +129,13 @@ impl Store {
     }
 
     /// Every key with exactly this prefix and its owner, ordered by id; empty where there is none.
-    pub async fn candidates(&self, prefix: &KeyPrefix) -> Result<Vec<CandidateRow>, StoreError> {
+    pub async fn candidates(&self, prefix: &KeyPrefix) -> Result<Reading, StoreError> {
         either!(self, store => store.candidates(prefix))
+    }
+
+    /// Opens a session of the change feed. What it proves is used for at most `lease` after it falls silent.
+    pub async fn open_feed(&self, lease: Duration) -> Result<Feed, NoFeed> {
+        either!(self, store => store.open_feed(lease))
     }
 
     /// Whether the store answers and its tables are there, fit, and may be read. Also notices new columns.

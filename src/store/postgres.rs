@@ -11,14 +11,19 @@ use deadpool_postgres::{
     ClientWrapper, Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, Runtime, TimeoutType,
 };
 use tokio_postgres::{Row, SimpleQueryMessage};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
+use crate::domain::freshness::shared::Stamp;
+use crate::domain::freshness::snapshot::Snapshot;
 use crate::domain::key::KeyPrefix;
 use crate::domain::record::KeyId;
 use crate::domain::row::CandidateRow;
 use crate::domain::time::Timestamp;
 
+use super::Reading;
 use super::catalogue::{Catalogue, TABLES};
 use super::error::StoreError;
+use super::incarnation;
 use super::postgres_connect::{HOST_TIMEOUT, PrimaryFirst};
 use super::postgres_tls;
 use super::select::{Cells, Dialect, candidate_row, candidates_sql, settle};
@@ -27,6 +32,10 @@ use super::url::PostgresTarget;
 /// The sessions and what is known of the tables.
 pub(super) struct PostgresStore {
     pool: Pool,
+    /// For sessions outside the pool.
+    config: tokio_postgres::Config,
+    tls: MakeRustlsConnect,
+    create_timeout: Duration,
     query_timeout: Duration,
     /// Built from the catalogue; read again when a statement no longer fits and at each ping.
     plan: RwLock<Option<Arc<Plan>>>,
@@ -46,7 +55,8 @@ impl PostgresStore {
         connections: usize,
         query_timeout: Duration,
     ) -> Result<Self, StoreError> {
-        let connector = PrimaryFirst::new(&target.config, postgres_tls::connector(target)?);
+        let tls = postgres_tls::connector(target)?;
+        let connector = PrimaryFirst::new(&target.config, tls.clone());
         let manager = Manager::from_connect(target.config.clone(), connector, ManagerConfig::default());
         let connect_timeout = target.config.get_connect_timeout().copied().unwrap_or(HOST_TIMEOUT);
         let hosts = target.config.get_hosts().len().max(target.config.get_hostaddrs().len());
@@ -63,14 +73,28 @@ impl PostgresStore {
             }))
             .build()
             .map_err(StoreError::unavailable)?;
-        Ok(Self { pool, query_timeout, plan: RwLock::new(None) })
+        let config = target.config.clone();
+        Ok(Self { pool, config, tls, create_timeout, query_timeout, plan: RwLock::new(None) })
+    }
+
+    /// Connects to the primary, outside the pool, under a name of its own for `pg_stat_activity`.
+    pub(super) fn feed_connector(&self) -> PrimaryFirst {
+        let mut config = self.config.clone();
+        let name = format!("{}-feed", config.get_application_name().unwrap_or("keyward"));
+        config.application_name(name);
+        PrimaryFirst::new(&config, self.tls.clone())
+    }
+
+    /// How long connecting may take.
+    pub(super) fn connect_limit(&self) -> Duration {
+        self.create_timeout
     }
 
     /// The lookup: one query, once the session has prepared it.
-    pub(super) async fn candidates(&self, prefix: &KeyPrefix) -> Result<Vec<CandidateRow>, StoreError> {
+    pub(super) async fn candidates(&self, prefix: &KeyPrefix) -> Result<Reading, StoreError> {
         // Postgres text can't hold a NUL, so no row has this prefix.
         if prefix.as_str().contains('\0') {
-            return Ok(Vec::new());
+            return Ok(Reading { rows: Vec::new(), stamp: None });
         }
         self.within(async {
             let lease = self.lease().await?;
@@ -154,7 +178,7 @@ impl PostgresStore {
         }
     }
 
-    async fn lookup(&self, client: &ClientWrapper, prefix: &str) -> Result<Vec<CandidateRow>, StoreError> {
+    async fn lookup(&self, client: &ClientWrapper, prefix: &str) -> Result<Reading, StoreError> {
         if let Some(plan) = self.known_plan() {
             let result = self.query_candidates(client, &plan, prefix).await;
             // The tables have changed under us: columns gone, tables recreated, types altered.
@@ -172,12 +196,13 @@ impl PostgresStore {
         client: &ClientWrapper,
         plan: &Plan,
         prefix: &str,
-    ) -> Result<Vec<CandidateRow>, StoreError> {
+    ) -> Result<Reading, StoreError> {
         let statement = client.prepare_cached(&plan.candidates).await?;
         let rows = client.query(&statement, &[&prefix]).await?;
+        let stamp = rows.first().and_then(stamp);
         let rows: Result<Vec<CandidateRow>, StoreError> =
             rows.iter().map(|row| candidate_row(&mut PostgresCells(row))).collect();
-        settle(rows?, prefix)
+        Ok(Reading { rows: settle(rows?, prefix)?, stamp })
     }
 
     fn known_plan(&self) -> Option<Arc<Plan>> {
@@ -198,6 +223,13 @@ impl PostgresStore {
         }
         read
     }
+}
+
+/// What the query behind this row had seen.
+fn stamp(row: &Row) -> Option<Stamp> {
+    let incarnation: &str = row.try_get("incarnation").ok()?;
+    let snapshot = Snapshot::parse(row.try_get("snapshot").ok()?)?;
+    Some(Stamp { incarnation: incarnation.into(), snapshot })
 }
 
 /// A session on loan. Dropped before [`Lease::settle`] (a deadline, a cancelled check) it is closed.
@@ -285,7 +317,12 @@ async fn prepare_session(
         SimpleQueryMessage::Row(row) => row.get(0) == Some("f"),
         _ => false,
     });
-    if is_primary { Ok(()) } else { Err(HookError::message(STANDBY)) }
+    if !is_primary {
+        return Err(HookError::message(STANDBY));
+    }
+    // Without it records are not shared, and the change feed covers none: slower, and as safe.
+    let _ = tokio::time::timeout(connect_timeout, incarnation::note(client)).await;
+    Ok(())
 }
 
 fn pool_error(error: PoolError) -> StoreError {

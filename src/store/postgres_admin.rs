@@ -18,14 +18,26 @@ use super::write::{Column, Value, active_columns, key_columns, user_columns};
 type Parameter = Box<dyn ToSql + Sync + Send>;
 
 impl PostgresStore {
-    /// One at a time over all processes: two that create the same table at once would make one fail.
+    /// The tables first, and for good: a role that does not own them may still not create triggers on them.
     pub(super) async fn migrate(&self) -> Result<(), StoreError> {
+        self.run_script(migrate::POSTGRES).await?;
+        self.run_script(migrate::POSTGRES_FEED).await.map_err(|error| match error {
+            StoreError::Refused(reason) => StoreError::Refused(format!(
+                "{reason}. The tables are up to date, but the triggers of the change feed can only be created by \
+                 their owner; until then serve runs in ttl mode"
+            )),
+            other => other,
+        })
+    }
+
+    /// One at a time over all processes: two that create the same table at once would make one fail.
+    async fn run_script(&self, script: &str) -> Result<(), StoreError> {
         self.within(async {
             let mut lease = self.lease().await?;
             let result = async {
                 let transaction = lease.client_mut()?.transaction().await?;
                 transaction.batch_execute("SELECT pg_advisory_xact_lock(5436780943221)").await?;
-                transaction.batch_execute(migrate::POSTGRES).await?;
+                transaction.batch_execute(script).await?;
                 Ok(transaction.commit().await?)
             }
             .await;

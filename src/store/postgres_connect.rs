@@ -8,11 +8,18 @@ use std::time::Duration;
 
 use deadpool_postgres::Connect;
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, Config, Error, SimpleQueryMessage};
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{Client, Config, Connection, Error, SimpleQueryMessage, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// How long one of several hosts may take where the URL does not say.
 pub(super) const HOST_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection, to be driven.
+type Driven = Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
+
+/// Drives a connection in a task of its own.
+type Drive<'a> = dyn Fn(Driven) -> JoinHandle<()> + Send + Sync + 'a;
 
 /// Tries the hosts in turn.
 pub(super) struct PrimaryFirst {
@@ -28,16 +35,16 @@ impl PrimaryFirst {
     }
 
     /// A session on the first primary; where there is none, on a standby (whose use is refused, with the reason).
-    async fn connect_in_turn(&self) -> Result<(Client, JoinHandle<()>), Error> {
+    pub(super) async fn connect_with(&self, drive: &Drive<'_>) -> Result<(Client, JoinHandle<()>), Error> {
         let mut standby = None;
         let mut failure = None;
         for host in &self.hosts {
             if self.hosts.len() == 1 {
-                return connect(host, self.tls.clone()).await;
+                return connect(host, self.tls.clone(), drive).await;
             }
             let limit = host.get_connect_timeout().copied().unwrap_or(HOST_TIMEOUT);
             let attempt = async {
-                let (client, task) = connect(host, self.tls.clone()).await?;
+                let (client, task) = connect(host, self.tls.clone(), drive).await?;
                 Ok((is_primary(&client).await, client, task))
             };
             match tokio::time::timeout(limit, attempt).await {
@@ -52,7 +59,7 @@ impl PrimaryFirst {
             (Some(session), _) => Ok(session),
             (None, Some(error)) => Err(error),
             // All are silent: wait for any of them, until the pool gives up.
-            (None, None) => connect(&self.all, self.tls.clone()).await,
+            (None, None) => connect(&self.all, self.tls.clone(), drive).await,
         }
     }
 }
@@ -62,17 +69,22 @@ impl Connect for PrimaryFirst {
         &self,
         _config: &Config,
     ) -> Pin<Box<dyn Future<Output = Result<(Client, JoinHandle<()>), Error>> + Send + '_>> {
-        Box::pin(self.connect_in_turn())
+        // Ends with the client, which the pool owns; the error that ends it reaches the query that it ends.
+        Box::pin(self.connect_with(&|connection| {
+            tokio::spawn(async move {
+                let _ = connection.await;
+            })
+        }))
     }
 }
 
-async fn connect(config: &Config, tls: MakeRustlsConnect) -> Result<(Client, JoinHandle<()>), Error> {
+async fn connect(
+    config: &Config,
+    tls: MakeRustlsConnect,
+    drive: &Drive<'_>,
+) -> Result<(Client, JoinHandle<()>), Error> {
     let (client, connection) = config.connect(tls).await?;
-    // Ends with the client, which the pool owns; the error that ends it reaches the query that it ends.
-    let task = tokio::spawn(async move {
-        let _ = connection.await;
-    });
-    Ok((client, task))
+    Ok((client, drive(connection)))
 }
 
 async fn is_primary(client: &Client) -> bool {

@@ -104,7 +104,15 @@ const USER_VIEW: [Field; 6] = [
 /// The lookup by prefix; its one parameter is the prefix. No ORDER BY: together with LIMIT it makes Postgres walk the
 /// primary key instead of the prefix's index.
 pub(super) fn candidates_sql(catalogue: &Catalogue, dialect: Dialect) -> Result<String, StoreError> {
-    let select = select_keys(catalogue, dialect, &[&CANDIDATE])?;
+    // What the query has seen goes along with every row: one round trip, one moment.
+    let seen = match dialect {
+        Dialect::Postgres => {
+            ", txid_current_snapshot()::text AS snapshot, \
+             nullif(current_setting('keyward.incarnation', true), '') AS incarnation"
+        }
+        Dialect::Sqlite => "",
+    };
+    let select = select_keys(catalogue, dialect, &[&CANDIDATE], seen)?;
     let limit = MAX_CANDIDATES + 1;
     // The first comparison uses the index, whatever the column's type and collation are; the second one compares bytes.
     let condition = match dialect {
@@ -119,7 +127,7 @@ pub(super) fn candidates_sql(catalogue: &Catalogue, dialect: Dialect) -> Result<
 
 /// Keys as an operator sees them, up to WHERE.
 pub(super) fn key_views_sql(catalogue: &Catalogue, dialect: Dialect) -> Result<String, StoreError> {
-    select_keys(catalogue, dialect, &[&CANDIDATE, &KEY_VIEW])
+    select_keys(catalogue, dialect, &[&CANDIDATE, &KEY_VIEW], "")
 }
 
 /// Users as an operator sees them, up to WHERE.
@@ -129,12 +137,17 @@ pub(super) fn user_views_sql(catalogue: &Catalogue, dialect: Dialect) -> Result<
     Ok(format!("SELECT {columns}, {role} AS role FROM users u{}", roles_join(catalogue)))
 }
 
-fn select_keys(catalogue: &Catalogue, dialect: Dialect, groups: &[&[Field]]) -> Result<String, StoreError> {
+fn select_keys(
+    catalogue: &Catalogue,
+    dialect: Dialect,
+    groups: &[&[Field]],
+    more: &str,
+) -> Result<String, StoreError> {
     let columns = columns(catalogue, dialect, groups)?;
     let role = role_expression(catalogue, dialect);
     let month = month_expression(catalogue, dialect);
     Ok(format!(
-        "SELECT {columns}, {role} AS role, {month} AS month_cost \
+        "SELECT {columns}, {role} AS role, {month} AS month_cost{more} \
          FROM api_keys k LEFT JOIN users u ON u.id = k.user_id{}",
         roles_join(catalogue)
     ))

@@ -22,9 +22,11 @@ use super::catalogue::{Catalogue, TABLES};
 use super::error::StoreError;
 use super::migrate;
 use super::select::{Cells, Dialect, candidate_row, candidates_sql, settle};
-use super::timestamp;
+use super::{CLI_QUERY_TIMEOUT, Reading};
+use super::{sqlite_feed, timestamp};
 
-/// A file with two connections to it.
+/// A file with two connections to it. Cloning shares them.
+#[derive(Clone)]
 pub(super) struct SqliteStore {
     reader: Arc<Mutex<Session>>,
     writer: Arc<Mutex<Session>>,
@@ -71,7 +73,8 @@ impl SqliteStore {
             |role| Arc::new(Mutex::new(Session { path: path.to_owned(), role, busy_timeout, open: None }));
         let store = Self { reader: session(Role::Reader), writer: session(Role::Writer), query_timeout };
         let path = path.to_owned();
-        store
+        // Creating tables takes several syncs of the disk; nobody waits for an answer yet.
+        Self { query_timeout: query_timeout.max(CLI_QUERY_TIMEOUT), ..store.clone() }
             .write(move |session| {
                 if create_if_missing {
                     create_file(&path)?;
@@ -87,10 +90,11 @@ impl SqliteStore {
         Ok(store)
     }
 
-    pub(super) async fn candidates(&self, prefix: &KeyPrefix) -> Result<Vec<CandidateRow>, StoreError> {
+    pub(super) async fn candidates(&self, prefix: &KeyPrefix) -> Result<Reading, StoreError> {
         let prefix = prefix.clone();
         self.read(move |session| {
-            session.read(|transaction, plan| candidates(transaction, plan, prefix.as_str()))
+            let rows = session.read(|transaction, plan| candidates(transaction, plan, prefix.as_str()))?;
+            Ok(Reading { rows, stamp: None })
         })
         .await
     }
@@ -213,8 +217,14 @@ impl Session {
         let open = self.opened()?;
         let transaction = open.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(migrate::SQLITE)?;
+        sqlite_feed::migrate(&transaction, &read_catalogue(&transaction)?)?;
         transaction.commit()?;
         Ok(())
+    }
+
+    /// Device and inode of the file that is open.
+    pub(super) fn file(&mut self) -> Result<(u64, u64), StoreError> {
+        Ok(self.opened()?.file)
     }
 
     fn opened(&mut self) -> Result<&mut Open, StoreError> {

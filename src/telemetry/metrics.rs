@@ -1,6 +1,6 @@
 //! Every metric: its name, unit, help text and labels. Handles are passed in; there is no global.
 
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -124,6 +124,12 @@ pub struct Metrics {
     pub last_used_dropped: Counter,
     /// `keyward_change_feed_up`
     pub change_feed_up: Gauge,
+    /// `keyward_change_feed_lost_total`
+    pub change_feed_lost: Counter,
+    /// `keyward_changes_total`
+    pub changes: Counter,
+    /// `keyward_lease_age_seconds`, set when it is asked for.
+    pub lease_age: Gauge<f64, AtomicU64>,
     build_info: Family<BuildLabels, Gauge<i64, AtomicI64>>,
 }
 
@@ -219,6 +225,9 @@ impl Metrics {
             last_used_writes: Counter::default(),
             last_used_dropped: Counter::default(),
             change_feed_up: Gauge::default(),
+            change_feed_lost: Counter::default(),
+            changes: Counter::default(),
+            lease_age: Gauge::default(),
             build_info,
         }
     }
@@ -303,6 +312,17 @@ impl Metrics {
             self.last_used_dropped.clone(),
         );
         registry.register("change_feed_up", "1 while row changes are received", self.change_feed_up.clone());
+        registry.register(
+            "change_feed_lost",
+            "Sessions of the change feed that ended after they had proven something",
+            self.change_feed_lost.clone(),
+        );
+        registry.register("changes", "Changes that the feed has told of", self.changes.clone());
+        registry.register(
+            "lease_age_seconds",
+            "Time since the feed last proved that no change was missed; -1 where it never has",
+            self.lease_age.clone(),
+        );
         registry.register("build_info", "The running version", self.build_info.clone());
         registry
     }

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward::cache::breaker::BreakerState;
-use keyward::cache::redis::{Fetched, RedisCache, RedisOptions};
+use keyward::cache::redis::{Fetched, RedisCache, RedisOptions, StoredRecords};
 use keyward::cache::redis_url::RedisUrl;
 use keyward::cache::secrets::CacheSecrets;
 use keyward::domain::decision::Tier;
+use keyward::domain::freshness::shared::Stamp;
+use keyward::domain::freshness::snapshot::Snapshot;
 use keyward::domain::hash::KeyHash;
 use keyward::domain::key::{KeyPrefix, PresentedKey};
 use keyward::domain::record::KeyId;
@@ -27,6 +29,11 @@ const HASH: &str = "$2b$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy
 const KEY: &str = "kw_0123456789";
 const NOW: Timestamp = Timestamp::from_microseconds(1_700_000_000_000_000);
 const HOUR: Duration = Duration::from_hours(1);
+
+fn stored(rows: Vec<CandidateRow>, read_at: Timestamp) -> StoredRecords {
+    let snapshot = Snapshot::parse("100:120:100,105").unwrap();
+    StoredRecords { rows, read_at, stamp: Some(Stamp { incarnation: "here".into(), snapshot }) }
+}
 
 /// A replica: its tier and its own counters.
 struct Replica {
@@ -51,12 +58,12 @@ impl Replica {
         Self::new(&redis.url(), secrets, Duration::from_secs(5))
     }
 
-    async fn fetch(&self) -> Fetched {
-        self.cache.fetch(Some(&prefix()), Some(&key(KEY)), NOW).await
+    async fn fetch(&self) -> Fetched<()> {
+        self.cache.fetch(Some(&prefix()), Some(&key(KEY)), NOW, |_| Some(())).await
     }
 
     async fn keep(&self) {
-        self.cache.keep_records(&prefix(), &[row()], NOW, HOUR).await;
+        self.cache.keep_records(&prefix(), &stored(vec![row()], NOW), HOUR).await;
         self.cache.keep_proof(&key(KEY), &hash(HASH), NOW, HOUR).await;
     }
 
@@ -138,7 +145,7 @@ async fn a_second_replica_gets_record_and_proof_in_one_round_trip() {
     Replica::of(&redis, SECRET).keep().await;
     let replica = Replica::of(&redis, SECRET);
     let fetched = replica.fetch().await;
-    let records = fetched.records.expect("records");
+    let (records, ()) = fetched.records.expect("records");
     assert!(records.rows == vec![row()]);
     assert_eq!(records.read_at, NOW);
     let proof = fetched.proof.expect("proof");
@@ -171,7 +178,7 @@ async fn a_stored_proof_proves_no_other_key_and_no_other_hash() {
     let proof = replica.fetch().await.proof.unwrap();
     assert!(!proof.proves(&key("kw_0123456780"), &hash(HASH)));
     assert!(!proof.proves(&key(KEY), &hash(&HASH.replace("17lhWy", "17lhWz"))));
-    let same_prefix = replica.cache.fetch(None, Some(&key("kw_0123456780")), NOW).await;
+    let same_prefix = replica.cache.fetch(None, Some(&key("kw_0123456780")), NOW, |_| Some(())).await;
     assert!(same_prefix.proof.is_none());
     assert_eq!(replica.count(CacheKind::Verdict, CacheResult::Miss), 1);
     assert_eq!(replica.all(CacheKind::Record), 1, "a record that was not asked for is not counted");
@@ -232,7 +239,7 @@ async fn hostile_values_are_rejected_and_counted() {
     let (record_value, proof_value) = (value(&redis, &record).await, value(&redis, &proof).await);
     // Another prefix, whose record an attacker puts in place of this one.
     let other = KeyPrefix::new("kw_other").unwrap();
-    writer.cache.keep_records(&other, &[row()], NOW, HOUR).await;
+    writer.cache.keep_records(&other, &stored(vec![row()], NOW), HOUR).await;
     let other_name = names(&redis, 'r').await.into_iter().find(|name| *name != record).unwrap();
     let other_value = value(&redis, &other_name).await;
 
@@ -301,11 +308,11 @@ async fn entries_from_the_future_and_without_lifetime_are_not_used() {
     let redis = Redis::start().await;
     let replica = Replica::of(&redis, SECRET);
     let later = NOW.saturating_add(Duration::from_secs(6));
-    replica.cache.keep_records(&prefix(), &[row()], later, HOUR).await;
+    replica.cache.keep_records(&prefix(), &stored(vec![row()], later), HOUR).await;
     assert!(replica.fetch().await.records.is_none());
     assert_eq!(replica.count(CacheKind::Record, CacheResult::Rejected), 1);
     replica.cache.forget(&[prefix()]).await.unwrap();
-    replica.cache.keep_records(&prefix(), &[row()], NOW, Duration::from_micros(999)).await;
+    replica.cache.keep_records(&prefix(), &stored(vec![row()], NOW), Duration::from_micros(999)).await;
     assert!(names(&redis, 'r').await.is_empty());
 }
 
@@ -333,7 +340,7 @@ async fn flush_removes_records_and_proofs_and_nothing_else() {
     Replica::of(&redis, OTHER_SECRET).keep().await;
     for number in 0..1500 {
         let prefix = KeyPrefix::new(&format!("p{number}")).unwrap();
-        replica.cache.keep_records(&prefix, &[], NOW, HOUR).await;
+        replica.cache.keep_records(&prefix, &stored(vec![], NOW), HOUR).await;
     }
     replica.cache.claim_uses(&[KeyId::new(1)], HOUR).await.unwrap();
     assert_eq!(replica.cache.flush().await, Ok(1504));
@@ -406,19 +413,19 @@ async fn replies_reach_their_own_request_when_others_are_cancelled() {
     for (number, prefix) in prefixes.iter().enumerate() {
         let mut row = row();
         row.key_id = i64::try_from(number).unwrap();
-        replica.cache.keep_records(prefix, &[row], NOW, HOUR).await;
+        replica.cache.keep_records(prefix, &stored(vec![row], NOW), HOUR).await;
     }
     let tasks: Vec<_> = (0..2000_usize)
         .map(|turn| {
             let (replica, prefixes) = (Arc::clone(&replica), Arc::clone(&prefixes));
             tokio::spawn(async move {
                 let number = turn % prefixes.len();
-                let fetch = replica.cache.fetch(prefixes.get(number), None, NOW);
+                let fetch = replica.cache.fetch(prefixes.get(number), None, NOW, |_| Some(()));
                 if turn % 3 == 0 {
                     let _ = tokio::time::timeout(Duration::from_micros(200), fetch).await;
                     return;
                 }
-                let rows = fetch.await.records.expect("records").rows;
+                let rows = fetch.await.records.expect("records").0.rows;
                 assert_eq!(rows[0].key_id, i64::try_from(number).unwrap());
             })
         })

@@ -9,6 +9,7 @@
 
 mod bad_rows;
 mod caches;
+mod change_feed;
 mod cli;
 mod collisions;
 mod config;
@@ -25,5 +26,6 @@ mod stores;
 mod stores_postgres;
 mod stores_sqlite;
 mod support;
+mod truth;
 mod verdicts;
 mod wire;

@@ -17,10 +17,8 @@ fn on(postgres: &Postgres) -> Builder {
 
 /// A database with tables, and a ready sidecar with a key.
 async fn started(postgres: &Postgres, change: impl FnOnce(Builder) -> Builder) -> (Keyward, Key) {
-    postgres.create_database("platform").await;
-    let mut keyward = change(on(postgres)).launch();
-    keyward.cli_ok(&["migrate"]);
-    keyward.await_ready().await;
+    postgres.create_platform().await;
+    let keyward = change(on(postgres)).start().await;
     keyward.create_user("ada", &[]);
     let key = keyward.create_key("ada", "ci", &["--rate-limit-per-minute", "60"]);
     (keyward, key)
@@ -76,7 +74,7 @@ async fn while_postgres_is_frozen_only_what_is_known_is_answered_and_nobody_is_a
 async fn a_record_that_has_grown_old_is_not_used_while_postgres_is_gone() {
     let mut postgres = Postgres::start().await;
     let (keyward, key) =
-        started(&postgres, |builder| builder.arg("--record-ttl-without-feed", "200ms")).await;
+        started(&postgres, |builder| builder.arg("--lease", "200ms").arg("--outage-grace", "300ms")).await;
     assert!(ask(&keyward, &key.secret).await.allows());
     postgres.kill();
     let refused = eventually(async || {
@@ -90,6 +88,28 @@ async fn a_record_that_has_grown_old_is_not_used_while_postgres_is_gone() {
     assert!(recovered.is_some(), "the key stays unavailable: {:?}", ask(&keyward, &key.secret).await);
     // The proof outlived the record.
     assert_eq!(keyward.bcrypt_runs().await, 1);
+}
+
+/// `consistency: strict` reads the record from the store for each request. Without a change feed, so that what the route makes of it can be told from what the feed does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_strict_route_sees_a_change_at_once() {
+    let postgres = Postgres::start().await;
+    postgres.create_platform().await;
+    let platform = postgres.client("platform").await;
+    platform.batch_execute("DROP TRIGGER keyward_changes ON users").await.unwrap();
+    let keyward = on(&postgres).arg("--record-ttl-without-feed", "300s").start().await;
+    assert!(readiness(&keyward).await.starts_with("ready: ttl mode"));
+    keyward.create_user("ada", &[]);
+    let key = keyward.create_key("ada", "ci", &[]);
+    let authorizer = Authorizer::connect(keyward.grpc_addr()).await;
+    let relaxed = || Check::new("GET", "/v1/models").bearer(&key.secret);
+    let strict = || relaxed().context_extension("consistency", "strict");
+    assert!(authorizer.check(relaxed().build(Encoding::Raw)).await.allows());
+    keyward.cli_ok(&["key", "revoke", &key.id.to_string()]);
+    let answer = authorizer.check(strict().build(Encoding::Raw)).await;
+    assert_eq!(answer.header("x-keyward-reason"), Some("key_inactive"));
+    // The difference that the route makes: the record in memory still says otherwise.
+    assert!(authorizer.check(relaxed().build(Encoding::Raw)).await.allows());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,17 +1,17 @@
 //! Redis between memory and store, through the whole program: what it spares, and that it is neither trusted nor needed.
 
-use std::path::PathBuf;
-
-use rusqlite::Connection;
 use tempfile::TempDir;
 
 use crate::support::eventually;
 use crate::support::grpc::{Answer, Authorizer, Check, Encoding};
 use crate::support::keyward::{Builder, Key, Keyward};
+use crate::support::postgres::Postgres;
 use crate::support::redis::Redis;
 
-/// A Redis, and what replicas share besides it.
+/// A Postgres, a Redis, and what replicas share besides them.
 struct Rig {
+    postgres: Postgres,
+    store: String,
     redis: Redis,
     folder: TempDir,
 }
@@ -20,19 +20,14 @@ impl Rig {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("secret"), "0123456789abcdef0123456789abcdef\n").unwrap();
-        Self { redis: Redis::start().await, folder }
-    }
-
-    fn database(&self) -> PathBuf {
-        self.folder.path().join("shared.db")
+        let postgres = Postgres::start().await;
+        let store = postgres.create_platform().await;
+        Self { postgres, store, redis: Redis::start().await, folder }
     }
 
     fn replica(&self) -> Builder {
-        Keyward::new()
-            .store(&format!("sqlite:{}", self.database().display()))
-            .redis(&self.redis.url(), &self.folder.path().join("secret"))
-            // Long enough that the age of a record plays no part.
-            .arg("--record-ttl-without-feed", "300s")
+        let secret = self.folder.path().join("secret");
+        Keyward::new().store(&self.store).redis(&self.redis.url(), &secret)
     }
 
     /// A first replica that has proven a key and has handed record and proof to Redis.
@@ -68,8 +63,9 @@ async fn redis_count(keyward: &Keyward, cache: &str, result: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_replica_needs_neither_bcrypt_nor_the_store() {
     let rig = Rig::start().await;
-    let (_first, key) = rig.warm().await;
+    // It runs already: what was read before it began to listen is not for it.
     let second = rig.replica().start().await;
+    let (_first, key) = rig.warm().await;
     assert!(ask(&second, &key.secret).await.allows());
     assert_eq!(second.bcrypt_runs().await, 0);
     let from_store = [("cache", "record"), ("tier", "store")];
@@ -141,8 +137,11 @@ async fn forged_and_swapped_entries_are_counted_misses() {
 async fn invalidation_reaches_redis_too() {
     let rig = Rig::start().await;
     let (first, key) = rig.warm().await;
-    let file = Connection::open(rig.database()).unwrap();
-    file.execute("UPDATE api_keys SET is_active = 0 WHERE id = ?1", [key.id]).unwrap();
+    let platform = rig.postgres.client("platform").await;
+    platform
+        .batch_execute(&format!("UPDATE api_keys SET is_active = false WHERE id = {}", key.id))
+        .await
+        .unwrap();
     first.cli_ok(&["cache", "invalidate", "--key-id", &key.id.to_string()]);
     assert_eq!(ask(&first, &key.secret).await.header("x-keyward-reason"), Some("key_inactive"));
     let second = rig.replica().start().await;
@@ -191,17 +190,19 @@ async fn two_replicas_write_last_used_at_once() {
     let (first, key) = rig.warm().await;
     let second = rig.replica().start().await;
     assert!(ask(&second, &key.secret).await.allows());
-    let file = Connection::open(rig.database()).unwrap();
-    let last_used =
-        || file.query_row("SELECT last_used_at FROM api_keys", [], |row| row.get::<_, Option<String>>(0));
-    let written = eventually(async || last_used().unwrap());
+    let platform = rig.postgres.client("platform").await;
+    let last_used = async || {
+        let row = platform.query_one("SELECT last_used_at::text FROM api_keys", &[]).await.unwrap();
+        row.get::<_, Option<String>>(0)
+    };
+    let written = eventually(async || last_used().await);
     let written = written.await.expect("last_used_at is not written");
     // Both flush what they have, and neither has anything that the other one wrote already.
     let writes = first.count("keyward_last_used_writes_total", &[]).await
         + second.count("keyward_last_used_writes_total", &[]).await;
     assert!(first.sigterm_and_wait().await.success());
     assert!(second.sigterm_and_wait().await.success());
-    assert_eq!((writes, last_used().unwrap()), (1, Some(written)));
+    assert_eq!((writes, last_used().await), (1, Some(written)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -90,7 +90,7 @@ impl Bed {
     }
 
     async fn rows(&self, prefix: &str) -> Result<Vec<CandidateRow>, StoreError> {
-        self.store.candidates(&KeyPrefix::new(prefix).unwrap()).await
+        Ok(self.store.candidates(&KeyPrefix::new(prefix).unwrap()).await?.rows)
     }
 
     async fn ids(&self, prefix: &str) -> Vec<i64> {

@@ -30,7 +30,7 @@ async fn server_with_a_key() -> (Postgres, Client) {
 }
 
 async fn ids(store: &Store) -> Result<Vec<i64>, StoreError> {
-    let rows = store.candidates(&KeyPrefix::new("kw_01234").unwrap()).await?;
+    let rows = store.candidates(&KeyPrefix::new("kw_01234").unwrap()).await?.rows;
     Ok(rows.iter().map(|row| row.key_id).collect())
 }
 
@@ -60,7 +60,7 @@ async fn time_zones_of_roles_and_columns_do_not_move_expiry() {
             .unwrap();
         let store = open(&server.url("keys")).await;
         let prefix = KeyPrefix::new("kw_01234").unwrap();
-        let expires = async || store.candidates(&prefix).await.unwrap()[0].expires_at;
+        let expires = async || store.candidates(&prefix).await.unwrap().rows[0].expires_at;
         assert_eq!(expires().await, Some(1_700_000_000_000_001));
         let at = Timestamp::from_microseconds(1_700_000_000_000_001);
         store.record_uses(&[(KeyId::new(7), at)]).await.unwrap();
@@ -88,7 +88,7 @@ async fn dates_beyond_all_reason_are_far_future_or_past() {
     let store = open(&server.url("keys")).await;
     for (date, far) in [("294276-12-31 23:59:59", true), ("4713-01-01 00:00:00 BC", false)] {
         client.execute(&format!("UPDATE api_keys SET expires_at = '{date}'"), &[]).await.unwrap();
-        let rows = store.candidates(&KeyPrefix::new("kw_01234").unwrap()).await.unwrap();
+        let rows = store.candidates(&KeyPrefix::new("kw_01234").unwrap()).await.unwrap().rows;
         let year_9999 = 253_402_300_799_999_999;
         assert!(rows[0].expires_at.is_some_and(|at| if far { at > year_9999 } else { at < -year_9999 / 2 }));
     }
@@ -112,13 +112,14 @@ async fn column_types_are_read_for_what_they_are() {
         .await
         .unwrap();
     store.ping().await.unwrap();
-    let rows = store.candidates(&KeyPrefix::new("kw_01234").unwrap()).await.unwrap();
+    let rows = store.candidates(&KeyPrefix::new("kw_01234").unwrap()).await.unwrap().rows;
     assert_eq!(rows[0].allowed_models.as_deref(), Some("[\"m\"]"));
     assert_eq!(rows[0].scopes.as_deref(), Some("[\"chat\",\"b\"]"));
     assert_eq!((rows[0].total_cost, rows[0].role.as_deref()), (Some(13), Some("user")));
     client.batch_execute("UPDATE api_keys SET total_cost = 'NaN'").await.unwrap();
     assert!(
-        store.candidates(&KeyPrefix::new("kw_01234").unwrap()).await.unwrap()[0].total_cost > Some(1 << 60)
+        store.candidates(&KeyPrefix::new("kw_01234").unwrap()).await.unwrap().rows[0].total_cost
+            > Some(1 << 60)
     );
 
     client.batch_execute("ALTER TABLE api_keys ALTER is_active TYPE text").await.unwrap();

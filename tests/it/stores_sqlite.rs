@@ -32,7 +32,7 @@ async fn file_with_a_key() -> (TempDir, PathBuf, Store, rusqlite::Connection) {
 }
 
 async fn rows(store: &Store) -> Result<Vec<CandidateRow>, StoreError> {
-    store.candidates(&KeyPrefix::new("kw_01234").unwrap()).await
+    Ok(store.candidates(&KeyPrefix::new("kw_01234").unwrap()).await?.rows)
 }
 
 #[tokio::test]

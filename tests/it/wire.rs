@@ -74,23 +74,6 @@ async fn a_port_in_use_is_one_clear_line() {
     assert!(errors[0].contains(&taken) && errors[0].contains("--grpc-listen"), "{}", errors[0]);
 }
 
-/// `consistency: strict` reads the record from the store for each request.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_strict_route_sees_a_change_at_once() {
-    let keyward = Keyward::new().arg("--record-ttl-without-feed", "300s").start().await;
-    keyward.create_user("ada", &[]);
-    let key = keyward.create_key("ada", "ci", &[]);
-    let authorizer = Authorizer::connect(keyward.grpc_addr()).await;
-    let relaxed = || Check::new("GET", "/v1/models").bearer(&key.secret);
-    let strict = || relaxed().context_extension("consistency", "strict");
-    assert!(authorizer.check(relaxed().build(Encoding::Raw)).await.allows());
-    keyward.cli_ok(&["key", "revoke", &key.id.to_string()]);
-    let answer = authorizer.check(strict().build(Encoding::Raw)).await;
-    assert_eq!(answer.header("x-keyward-reason"), Some("key_inactive"));
-    // The difference that the route makes: the record in memory still says otherwise.
-    assert!(authorizer.check(relaxed().build(Encoding::Raw)).await.allows());
-}
-
 /// Whoever is asked in vain for a prefix must not be refused for long once it exists.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_prefix_is_remembered_for_its_time_and_no_longer() {

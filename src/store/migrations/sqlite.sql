@@ -50,3 +50,11 @@ CREATE TABLE IF NOT EXISTS api_keys (
 
 CREATE INDEX IF NOT EXISTS ix_api_keys_key_prefix ON api_keys (key_prefix);
 CREATE INDEX IF NOT EXISTS ix_api_keys_user_id ON api_keys (user_id);
+
+-- The change feed: triggers count the changes that can change a decision, so that a running sidecar, which sees by
+-- PRAGMA data_version that somebody has written, can tell them from its own notes of last uses.
+CREATE TABLE IF NOT EXISTS keyward_feed (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    changes INTEGER NOT NULL
+);
+INSERT OR IGNORE INTO keyward_feed (id, changes) VALUES (1, 0);

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use keyward::store::{CLI_QUERY_TIMEOUT, Store, StoreOptions, StoreUrl};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
@@ -108,6 +109,20 @@ impl Postgres {
         self.client("postgres").await.batch_execute(&format!("CREATE DATABASE \"{name}\"")).await.unwrap();
     }
 
+    /// A database with Keyward's tables and change feed; its URL.
+    pub(crate) async fn create_platform(&self) -> String {
+        self.create_database("platform").await;
+        let url = self.url("platform");
+        let options = StoreOptions {
+            url: StoreUrl::parse(&url).unwrap(),
+            connections: 1,
+            query_timeout: CLI_QUERY_TIMEOUT,
+            create_if_missing: false,
+        };
+        Store::open(options).await.unwrap().migrate().await.unwrap();
+        url
+    }
+
     /// A session of the superuser.
     pub(crate) async fn client(&self, database: &str) -> Client {
         let (client, connection) = tokio_postgres::connect(&self.url(database), NoTls).await.unwrap();
@@ -127,6 +142,19 @@ impl Postgres {
         }
         let mut settings = File::options().append(true).open(self.data().join("postgresql.conf")).unwrap();
         settings.write_all(b"ssl = on\n").unwrap();
+    }
+
+    /// A copy of the data of a server that is stopped.
+    pub(crate) fn back_up(&self) -> PathBuf {
+        let backup = self.directory.path().join("backup");
+        run(Command::new("cp").arg("-a").arg(self.data()).arg(&backup));
+        backup
+    }
+
+    /// Puts a copy in the place of the data of a server that is stopped.
+    pub(crate) fn restore(&self, backup: &Path) {
+        fs::remove_dir_all(self.data()).unwrap();
+        run(Command::new("cp").arg("-a").arg(backup).arg(self.data()));
     }
 
     /// Ends it in good order; sessions are cut off.
