@@ -25,5 +25,6 @@ mod stores;
 mod stores_postgres;
 mod stores_sqlite;
 mod support;
+mod truth;
 mod verdicts;
 mod wire;
