@@ -21,7 +21,10 @@ pub(crate) struct Phase {
 
 /// A run and what is said about it.
 pub(crate) struct Report {
+    /// One of each name.
     phases: Vec<Phase>,
+    /// All of all rounds.
+    spans: Vec<Phase>,
     rows: BTreeMap<(usize, State), Row>,
     gaps: Option<Figures>,
     probes: usize,
@@ -43,6 +46,7 @@ impl Report {
         let verdict = history.judge();
         let mut report = Self {
             phases: merged(phases),
+            spans: phases.to_vec(),
             rows: BTreeMap::new(),
             gaps: Figures::of(gaps(&history.probes, mute)),
             probes: history.probes.len(),
@@ -86,6 +90,18 @@ impl Report {
     pub(crate) fn measured(&self, phase: &str, state: State) -> usize {
         let rows = self.rows.iter().filter(|((at, of), _)| self.phases[*at].name == phase && *of == state);
         rows.map(|(_, row)| row.took.len()).sum()
+    }
+
+    /// The longest that a revocation of a phase took on a replica.
+    pub(crate) fn longest(&self, phase: &str, replica: usize) -> Micros {
+        let spans = self.spans.iter().filter(|span| span.name == phase);
+        let took = spans.flat_map(|span| {
+            let within = self.verdict.latencies.iter().filter(|latency| {
+                latency.replica == replica && (span.start..span.end).contains(&latency.revoked_at)
+            });
+            within.filter_map(|latency| latency.took)
+        });
+        took.max().unwrap_or(0)
     }
 
     /// Panics with everything that is wrong.
