@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, 
 use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 /// How the headers are put into the request (`encode_raw_headers` of Envoy's filter).
@@ -115,8 +116,13 @@ impl Authorizer {
 
     /// Asks; an RPC error is a failure.
     pub(crate) async fn check(&self, request: CheckRequest) -> Answer {
+        self.try_check(request).await.expect("a check is answered")
+    }
+
+    /// The same where an RPC error is an outcome.
+    pub(crate) async fn try_check(&self, request: CheckRequest) -> Result<Answer, Status> {
         let mut client = self.0.clone();
-        Answer(client.check(request).await.expect("a check is answered").into_inner())
+        client.check(request).await.map(|response| Answer(response.into_inner()))
     }
 }
 

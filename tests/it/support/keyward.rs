@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
 
+use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -206,6 +207,16 @@ impl Keyward {
             fits.then(|| value.to_owned())
         });
         series.collect()
+    }
+
+    /// Stops it where it stands (SIGSTOP): connections stay open and nothing is answered.
+    pub(crate) fn freeze(&self) {
+        self.process.signal(Signal::STOP);
+    }
+
+    /// Goes on after [`Keyward::freeze`].
+    pub(crate) fn resume(&self) {
+        self.process.signal(Signal::CONT);
     }
 
     /// Sends SIGTERM and waits for the end.

@@ -5,6 +5,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// A running child; killed when dropped. If the test is failing by then, the end of its log is printed.
 pub(crate) struct Process {
     child: Child,
@@ -48,10 +50,14 @@ impl Process {
         self.child.try_wait().expect("ask for a child's state")
     }
 
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("a child of ours can be signalled");
+    }
+
     /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
-        let done = Command::new("kill").arg(self.child.id().to_string()).status().expect("run kill");
-        assert!(done.success(), "{} could not be signalled", self.name);
+        self.signal(Signal::TERM);
     }
 }
 
