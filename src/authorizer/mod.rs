@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod background;
 pub mod bcrypt_pool;
+pub mod canary;
 pub mod candidates;
 pub mod feed;
 pub mod flight;

@@ -158,7 +158,7 @@ impl OneKey {
         let key = block_on(async {
             let store = open(&settings, Missing::Refuse).await?;
             if then == Then::Revoke {
-                store.revoke_key(id).await?;
+                store.set_key_active(id, false).await?;
             }
             Ok(store.key(id).await?)
         })?;

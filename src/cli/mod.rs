@@ -11,6 +11,7 @@ mod flags;
 mod key;
 mod migrate;
 mod output;
+mod parts;
 mod secret;
 mod serve;
 mod user;

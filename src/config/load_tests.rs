@@ -44,7 +44,7 @@ fn other_text(setting: &Setting) -> &'static str {
         "response-header-prefix" => "x-a-",
         "response-headers" => "role",
         "client-ip" => "xff:2",
-        "forward-credentials" => "on",
+        "forward-credentials" | "canary" => "on",
         "on-unavailable" => "error",
         "new-key-prefix" => "ab_",
         "error-format" => "google",

@@ -180,6 +180,10 @@ settings! {
     "outage-grace"("DURATION", Plain) => outage_grace: Duration = "30s",
         |text| values::duration(text, Duration::ZERO..=30 * DAY);
 
+    /// Whether a key of Keyward's own is switched off and on every 10 seconds, to measure how long a change takes to take
+    /// effect (keyward_revocation_seconds): on or off. It needs the right to write to the tables of keys and users.
+    "canary"("on|off", Plain) => canary: bool = "off", values::switch;
+
     /// Longest time that a proof of a key is used without bcrypt: 1ms to 30d. A proof never becomes wrong; this
     /// bounds how long one stays in memory and Redis.
     "cache-verdict-ttl"("DURATION", Plain) => cache_verdict_ttl: Duration = "3600s", ttl;

@@ -12,3 +12,4 @@ pub mod options;
 pub mod readiness;
 pub mod request;
 pub mod response;
+pub mod watch;

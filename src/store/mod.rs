@@ -201,8 +201,13 @@ impl Store {
         either!(self, store => store.key(id))
     }
 
-    /// Switches a key off.
-    pub async fn revoke_key(&self, id: KeyId) -> Result<KeyView, StoreError> {
-        either!(self, store => store.revoke_key(id, clock::wall()))
+    /// Switches a key on or off.
+    pub async fn set_key_active(&self, id: KeyId, is_active: bool) -> Result<KeyView, StoreError> {
+        either!(self, store => store.set_key_active(id, is_active, clock::wall()))
+    }
+
+    /// Removes a key for good.
+    pub async fn delete_key(&self, id: KeyId) -> Result<(), StoreError> {
+        either!(self, store => store.delete_key(id))
     }
 }

@@ -119,11 +119,25 @@ impl PostgresStore {
         .await
     }
 
-    pub(super) async fn revoke_key(&self, id: KeyId, now: Timestamp) -> Result<KeyView, StoreError> {
+    pub(super) async fn set_key_active(
+        &self,
+        id: KeyId,
+        is_active: bool,
+        now: Timestamp,
+    ) -> Result<KeyView, StoreError> {
         self.transact(async |transaction: &Transaction<'_>, catalogue: &Catalogue| {
-            let columns = active_columns("api_keys", false, catalogue, now)?;
+            let columns = active_columns("api_keys", is_active, catalogue, now)?;
             update(transaction, catalogue, "api_keys", columns, id.get()).await?;
             show_key(transaction, catalogue, id.get()).await
+        })
+        .await
+    }
+
+    pub(super) async fn delete_key(&self, id: KeyId) -> Result<(), StoreError> {
+        self.transact(async |transaction: &Transaction<'_>, _: &Catalogue| {
+            let deleted =
+                transaction.execute("DELETE FROM api_keys WHERE id = $1::int8", &[&id.get()]).await?;
+            if deleted == 0 { Err(StoreError::NotFound("key")) } else { Ok(()) }
         })
         .await
     }

@@ -114,12 +114,27 @@ impl SqliteStore {
         .await
     }
 
-    pub(super) async fn revoke_key(&self, id: KeyId, now: Timestamp) -> Result<KeyView, StoreError> {
+    pub(super) async fn set_key_active(
+        &self,
+        id: KeyId,
+        is_active: bool,
+        now: Timestamp,
+    ) -> Result<KeyView, StoreError> {
         self.write(move |session| {
             session.change(|transaction, plan| {
-                let columns = active_columns("api_keys", false, &plan.catalogue, now)?;
+                let columns = active_columns("api_keys", is_active, &plan.catalogue, now)?;
                 update(transaction, "api_keys", columns, id.get())?;
                 show_key(transaction, &plan.catalogue, id.get())
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn delete_key(&self, id: KeyId) -> Result<(), StoreError> {
+        self.write(move |session| {
+            session.change(|transaction, _| {
+                let deleted = transaction.execute("DELETE FROM api_keys WHERE id = ?1", (id.get(),))?;
+                if deleted == 0 { Err(StoreError::NotFound("key")) } else { Ok(()) }
             })
         })
         .await

@@ -128,6 +128,12 @@ pub struct Metrics {
     pub change_feed_lost: Counter,
     /// `keyward_changes_total`
     pub changes: Counter,
+    /// `keyward_revocation_seconds`
+    pub revocation: Histogram,
+    /// `keyward_activation_seconds`
+    pub activation: Histogram,
+    /// `keyward_bound_violations_total`
+    pub bound_violations: Counter,
     /// `keyward_lease_age_seconds`, set when it is asked for.
     pub lease_age: Gauge<f64, AtomicU64>,
     build_info: Family<BuildLabels, Gauge<i64, AtomicI64>>,
@@ -190,6 +196,11 @@ fn check_buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.000_05, 2.0, 16))
 }
 
+fn toggle_buckets() -> Histogram {
+    // 1 ms to 32 s: up to lease and grace.
+    Histogram::new(exponential_buckets(0.001, 2.0, 16))
+}
+
 impl Metrics {
     /// New handles, all at zero.
     pub fn new() -> Self {
@@ -227,6 +238,9 @@ impl Metrics {
             change_feed_up: Gauge::default(),
             change_feed_lost: Counter::default(),
             changes: Counter::default(),
+            revocation: toggle_buckets(),
+            activation: toggle_buckets(),
+            bound_violations: Counter::default(),
             lease_age: Gauge::default(),
             build_info,
         }
@@ -322,6 +336,21 @@ impl Metrics {
             "lease_age_seconds",
             "Time since the feed last proved that no change was missed; -1 where it never has",
             self.lease_age.clone(),
+        );
+        registry.register(
+            "revocation_seconds",
+            "Time from switching the canary's key off to its refusal",
+            self.revocation.clone(),
+        );
+        registry.register(
+            "activation_seconds",
+            "Time from switching the canary's key on to its being allowed",
+            self.activation.clone(),
+        );
+        registry.register(
+            "bound_violations",
+            "Changes of the canary's key that took effect later than the bound says",
+            self.bound_violations.clone(),
         );
         registry.register("build_info", "The running version", self.build_info.clone());
         registry

@@ -283,3 +283,39 @@ async fn on_sqlite_notes_of_last_uses_do_not_count() {
     await_beat(&keyward).await;
     assert_eq!(keyward.count("keyward_changes_total", &[]).await, changes);
 }
+
+/// The promise as a graph: each replica switches a key of its own and asks itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_canary_measures_how_long_a_change_takes_and_leaves_nothing_behind() {
+    let (postgres, keyward, _) = on_postgres(|builder| builder.arg("--canary", "on")).await;
+    let measured = eventually(async || {
+        (keyward.count("keyward_revocation_seconds_count", &[]).await >= 1).then_some(())
+    });
+    assert!(measured.await.is_some(), "nothing was measured: {}", keyward.log());
+    assert_eq!(keyward.count("keyward_bound_violations_total", &[]).await, 0);
+    assert!(keyward.metric("keyward_revocation_seconds_sum", &[]).await > 0.0);
+    let platform = postgres.client("platform").await;
+    let canaries = async || -> i64 {
+        let sql = "SELECT count(*) FROM api_keys k JOIN users u ON u.id = k.user_id WHERE username = 'keyward-canary'";
+        platform.query_one(sql, &[]).await.unwrap().get(0)
+    };
+    assert_eq!(canaries().await, 1);
+    assert!(keyward.sigterm_and_wait().await.success());
+    assert_eq!(canaries().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_without_rights_says_so_and_disturbs_nothing() {
+    let postgres = Postgres::start().await;
+    postgres.create_platform().await;
+    let platform = postgres.client("platform").await;
+    platform
+        .batch_execute("CREATE ROLE reader LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+        .await
+        .unwrap();
+    let keyward =
+        Keyward::new().store(&postgres.url_as("reader", "platform")).arg("--canary", "on").start().await;
+    let said = eventually(async || keyward.log().contains("the canary can't write its key").then_some(()));
+    assert!(said.await.is_some(), "{}", keyward.log());
+    assert!(readyz(&keyward).await.starts_with("ready: change feed"));
+}

@@ -30,7 +30,7 @@ const READS_SECRETS: [&str; 15] = [
     "cache/verdict_name.rs",
     "cli/config.rs",
     "cli/migrate.rs",
-    "cli/serve.rs",
+    "cli/parts.rs",
     "cli/user.rs",
     "config/load.rs",
     "config/values.rs",

@@ -511,7 +511,7 @@ async fn users_and_keys_are_created_shown_and_revoked(kind: &str) {
 
     assert_eq!(bed.store.list_keys(None).await.unwrap().len(), 3);
     assert_eq!(bed.store.list_keys(Some(&by_name)).await.unwrap().len(), 1);
-    let revoked = bed.store.revoke_key(made.id).await.unwrap();
+    let revoked = bed.store.set_key_active(made.id, false).await.unwrap();
     assert!(!revoked.is_active && revoked.updated_at >= made.updated_at);
     assert!(!bed.store.key(made.id).await.unwrap().is_active);
     assert!(!bed.store.set_user_active(&by_name, false).await.unwrap().is_active);
@@ -543,7 +543,7 @@ async fn what_exists_is_a_conflict_and_what_does_not_is_not_found(kind: &str) {
     assert_eq!(message(bed.store.set_user_active(&nobody, true).await.unwrap_err()), no_user);
     assert_eq!(message(bed.store.create_key(&new_key(nobody, "x")).await.unwrap_err()), no_user);
     assert_eq!(message(bed.store.key(KeyId::new(99)).await.unwrap_err()), "no such key");
-    assert_eq!(message(bed.store.revoke_key(KeyId::new(99)).await.unwrap_err()), "no such key");
+    assert_eq!(message(bed.store.set_key_active(KeyId::new(99), false).await.unwrap_err()), "no such key");
 }
 
 /// A restriction must not get lost on an older database.
@@ -609,7 +609,7 @@ async fn every_call_may_run_on_any_thread() {
         let user = store.create_user(&new_user("bo")).await.unwrap();
         store.set_user_active(&UserRef::Id(user.id), true).await.unwrap();
         let key = store.create_key(&new_key(UserRef::Id(user.id), HASH)).await.unwrap();
-        store.revoke_key(key.id).await.unwrap();
+        store.set_key_active(key.id, false).await.unwrap();
     })
     .await
     .unwrap();
