@@ -25,6 +25,11 @@ test: tools ## Run all tests, or those whose name holds T: make test T=denials
 		cargo test --locked --no-fail-fast -- $(T); \
 	fi
 
+.PHONY: truth
+truth: tools ## Prove the revocation bound: simulation, model, mutants, and three real replicas (N rounds: make truth ROUNDS=10)
+	@KEYWARD_TRUTH_SEEDS=1000 KEYWARD_TRUTH_ROUNDS=$(or $(ROUNDS),4) \
+		cargo test --locked --quiet --test it -- truth:: --nocapture --test-threads 1
+
 .PHONY: lint
 lint: ## Clippy, warnings denied
 	@cargo clippy --locked --all-targets -- -D warnings
@@ -46,5 +51,5 @@ check: ## All that CI asks for
 	@.ci/run
 
 .PHONY: tools
-tools: ## Install Envoy, Redis and PostgreSQL where they are missing
+tools: ## Install Envoy, Redis, PostgreSQL and PgBouncer where they are missing
 	@scripts/install-tools.sh

