@@ -17,7 +17,7 @@ use crate::cache::records::{FillTicket, RecordCache, Records, Remembered};
 use crate::cache::redis::{Fetched, RedisCache, StoredRecords};
 use crate::clock;
 use crate::domain::decision::{Cause, Tier};
-use crate::domain::freshness::coverage::{Known, Standing};
+use crate::domain::freshness::coverage::{Known, Standing, View};
 use crate::domain::key::{KeyPrefix, PresentedKey};
 use crate::domain::limit::Budget;
 use crate::domain::record::{Candidate, KeyId};
@@ -154,7 +154,9 @@ impl Candidates {
         key: &PresentedKey,
     ) -> Result<(Found, RedisVerdict), Cause> {
         let now = clock::instant();
-        let suspect = match self.memory.get(prefix, &self.freshness.view(), now) {
+        // Also for what is judged after the read: a proof that came meanwhile may be about the record's successor.
+        let view = self.freshness.view();
+        let suspect = match self.memory.get(prefix, &view, now) {
             Remembered::Fresh(records) => {
                 return Ok((Found::Records(records, Tier::Memory), RedisVerdict::NotAsked));
             }
@@ -176,7 +178,7 @@ impl Candidates {
         };
         match self.flights.join((prefix.clone(), ticket), work).await {
             Ok(Ok(found)) => Ok((found, asked)),
-            Ok(Err(Cause::Store)) => match suspect.filter(|records| self.may_bridge_outage(records)) {
+            Ok(Err(Cause::Store)) => match suspect.filter(|records| may_bridge_outage(&view, records)) {
                 Some(records) => Ok((Found::Suspect(records, Tier::Memory), asked)),
                 None => Err(Cause::Store),
             },
@@ -201,6 +203,8 @@ impl Candidates {
     /// The flight: Redis, then the store; what is found is kept on the way back.
     async fn fill(&self, prefix: KeyPrefix, ticket: FillTicket, key: &PresentedKey) -> Result<Found, Cause> {
         let now = clock::now();
+        // Before anything is accepted, and kept for what is judged later.
+        let view = self.freshness.view();
         let accept = |stored: &StoredRecords| {
             self.freshness.accept(stored.stamp.as_ref(), stored.read_at, &prefix, &stored.rows, now)
         };
@@ -211,13 +215,13 @@ impl Candidates {
         let shared = records
             .and_then(|(stored, known)| self.parse(&stored.rows, known, read_instant(&stored, now)))
             .map(Arc::new);
-        let found = match shared.clone().filter(|records| self.is_fresh(records)) {
+        let found = match shared.clone().filter(|records| is_fresh(&view, records)) {
             Some(records) => Ok(Found::Records(records, Tier::Redis)),
             None => match self.read(&prefix, &ticket).await {
                 Ok(Some(records)) => Ok(Found::Records(records, Tier::Store)),
                 Ok(None) => return Ok(Found::Absent),
                 Err(Cause::Store) => shared
-                    .filter(|records| self.may_bridge_outage(records))
+                    .filter(|records| may_bridge_outage(&view, records))
                     .map(|records| Found::Suspect(records, Tier::Redis))
                     .ok_or(Cause::Store),
                 Err(cause) => Err(cause),
@@ -283,16 +287,6 @@ impl Candidates {
         }
     }
 
-    fn is_fresh(&self, records: &Records) -> bool {
-        let now = clock::instant();
-        now < records.read_again_at && self.freshness.view().standing(&records.known, now) == Standing::Fresh
-    }
-
-    /// Whether records that should be read again may be used, as the store can't be asked.
-    fn may_bridge_outage(&self, records: &Records) -> bool {
-        self.freshness.view().standing(&records.known, clock::instant()) != Standing::Expired
-    }
-
     /// Gives rows their meaning, once for as long as they are used; `None` where there are none. `read_at` is when they
     /// left the store.
     fn parse(&self, rows: &[CandidateRow], known: Known, read_at: Instant) -> Option<Records> {
@@ -325,6 +319,17 @@ impl Candidates {
     fn count(&self, tier: Tier, result: CacheResult) {
         self.metrics.count_cache(CacheKind::Record, tier, result);
     }
+}
+
+fn is_fresh(view: &View, records: &Records) -> bool {
+    let now = clock::instant();
+    now < records.read_again_at && view.standing(&records.known, now) == Standing::Fresh
+}
+
+/// Whether records that should be read again may be used, as the store can't be asked. The view is that of the look into
+/// memory that found them.
+fn may_bridge_outage(view: &View, records: &Records) -> bool {
+    view.standing(&records.known, clock::instant()) != Standing::Expired
 }
 
 /// When records of another replica left the store, by the two wall clocks. It decides when they are read again, not

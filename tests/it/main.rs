@@ -15,6 +15,7 @@ mod collisions;
 mod config;
 mod denials;
 mod envoy_config;
+mod feed_triggers;
 mod house;
 mod lifecycle;
 mod path;

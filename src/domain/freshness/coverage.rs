@@ -65,7 +65,8 @@ impl Coverage {
 /// What a reader goes by: taken *before* it looks into memory.
 ///
 /// The order matters. If the watermark were read after the record, a change and the echo behind it could both be
-/// applied in between, and the record that the change removed would look proven by the echo.
+/// applied in between, and the record that the change removed would look proven by the echo. So whoever keeps a record
+/// keeps the view that it was found with, and judges it by that view ever after.
 #[derive(Debug, Clone, Copy)]
 pub struct View {
     session: u64,

@@ -13,7 +13,7 @@ use std::time::Duration;
 use keyward::authorizer::freshness::{BegunReading, Freshness, FreshnessSettings, Mode};
 use keyward::cache::records::{FillTicket, RecordCache, Records, Remembered};
 use keyward::domain::freshness::change::Change;
-use keyward::domain::freshness::coverage::{Known, Standing};
+use keyward::domain::freshness::coverage::{Known, Standing, View};
 use keyward::domain::freshness::session::{BeatAnswer, Session};
 use keyward::domain::freshness::shared::{SharedFilter, Stamp};
 use keyward::domain::freshness::snapshot::{Snapshot, TransactionId};
@@ -47,9 +47,11 @@ pub(super) enum Mutant {
     RearmedByUse,
     /// Memory forgets first, and the change is noted for shared records later.
     NotedTooLate,
+    /// A record that was held during a read is judged by what was proven since.
+    ViewAfterLook,
 }
 
-pub(super) const MUTANTS: [Mutant; 7] = [
+pub(super) const MUTANTS: [Mutant; 8] = [
     Mutant::NoEpoch,
     Mutant::StampAtEnd,
     Mutant::ResyncBeforeListen,
@@ -57,6 +59,7 @@ pub(super) const MUTANTS: [Mutant; 7] = [
     Mutant::LeaseByTimer,
     Mutant::RearmedByUse,
     Mutant::NotedTooLate,
+    Mutant::ViewAfterLook,
 ];
 
 /// What happened in a run without violation: a run in which nothing happens proves nothing.
@@ -203,8 +206,9 @@ struct Fill {
     asked_at: u64,
     ticket: FillTicket,
     stage: Stage,
-    /// What memory held, if only it were young enough.
+    /// What memory held, if only it were young enough, and the view that it was found with.
     suspect: Option<Arc<Records>>,
+    view: View,
 }
 
 struct Link {
@@ -551,7 +555,7 @@ impl Simulation {
                 };
                 let ticket = replica.memory.begin_fill(&name);
                 let stage = Stage::Redis(self.redis.get(&key).cloned());
-                replica.fills.push(Fill { key, asked_at: self.now, ticket, stage, suspect });
+                replica.fills.push(Fill { key, asked_at: self.now, ticket, stage, suspect, view });
                 Ok(())
             }
         }
@@ -592,7 +596,7 @@ impl Simulation {
             Stage::Store => fill.stage = Stage::Sent(replica.freshness.begin_reading(now)),
             Stage::Sent(reading) => {
                 if !replica.can_reach_store {
-                    return self.fail(index, fill.key, fill.asked_at, fill.suspect);
+                    return self.fail(index, &fill);
                 }
                 fill.stage = Stage::Answered(reading, self.database.allows(fill.key), self.database.stamp());
             }
@@ -626,20 +630,20 @@ impl Simulation {
     }
 
     /// The store could not be asked.
-    fn fail(
-        &mut self,
-        index: usize,
-        key: usize,
-        asked_at: u64,
-        suspect: Option<Arc<Records>>,
-    ) -> Result<(), String> {
-        let view = self.replicas[index].freshness.view();
-        match suspect.filter(|records| view.standing(&records.known, instant(self.now)) != Standing::Expired)
-        {
+    fn fail(&mut self, index: usize, fill: &Fill) -> Result<(), String> {
+        let view = if self.mutant == Some(Mutant::ViewAfterLook) {
+            self.replicas[index].freshness.view()
+        } else {
+            fill.view
+        };
+        let may_bridge =
+            |records: &&Arc<Records>| view.standing(&records.known, instant(self.now)) != Standing::Expired;
+        match fill.suspect.as_ref().filter(may_bridge) {
             // A refusal by it would be told as "unavailable".
-            Some(records) if allows(&records) => {
+            Some(records) if allows(records) => {
                 self.tally.allowed_in_outage += 1;
-                self.judge(index, key, asked_at, true, LEASE + GRACE)
+                // The bound holds at the moment of the answer, however long the failing read took.
+                self.judge(index, fill.key, self.now, true, LEASE + GRACE)
             }
             _ => {
                 self.tally.unavailable += 1;
