@@ -22,6 +22,7 @@ use crate::authorizer::admin::CacheAdmin;
 use crate::authorizer::background::Background;
 use crate::authorizer::bcrypt_pool::BcryptPool;
 use crate::authorizer::candidates::{Candidates, RecordLifetimes};
+use crate::authorizer::deny::DenyControl;
 use crate::authorizer::proof::Prover;
 use crate::authorizer::uses::{self, UseWriter};
 use crate::cache::records::RecordCache;
@@ -86,6 +87,7 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
         .add_service(checks);
     let admin = router(AdminState {
         caches: parts.caches,
+        deny: Arc::clone(&parts.deny),
         registry: metrics.registry(),
         readiness: Arc::clone(&readiness),
         settings: shown(settings),
@@ -104,6 +106,7 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
 
     let stop_writing = CancellationToken::new();
     let writer = tokio::spawn(parts.uses.run(stop_writing.clone()));
+    let watching_file = tokio::spawn(parts.deny.watch());
     let mode =
         format!("ttl mode, changes take effect within {}", humantime::format_duration(record_ttl(settings)));
     let watching = tokio::spawn(watch_store(parts.store, Arc::clone(&readiness), health.clone(), mode));
@@ -132,6 +135,8 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
     if tokio::time::timeout(FINISH_LIMIT, last_answers).await.is_err() {
         tracing::warn!("some connections were still open at the end");
     }
+    // Not before the last answer: a denial has to hold for that one too.
+    watching_file.abort();
     stop_writing.cancel();
     let _ = writer.await;
     parts.background.finish(FINISH_LIMIT).await;
@@ -146,6 +151,7 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
 struct Parts {
     authorizer: Arc<Authorizer>,
     caches: CacheAdmin,
+    deny: Arc<DenyControl>,
     store: Store,
     uses: UseWriter,
     background: Background,
@@ -153,6 +159,8 @@ struct Parts {
 
 impl Parts {
     async fn build(settings: &Settings, metrics: &Metrics) -> Result<Self, Failure> {
+        let deny = DenyControl::open(settings.deny_file.clone(), settings.key_prefix_length, metrics.clone())
+            .map_err(|error| Failure::usage(error.into()))?;
         let store = Store::open(StoreOptions {
             url: StoreUrl::parse(settings.store.expose_secret())
                 .context("read --store")
@@ -193,11 +201,12 @@ impl Parts {
         let authorizer = Arc::new(Authorizer::new(
             Arc::clone(&candidates),
             Arc::clone(&prover),
+            Arc::clone(&deny),
             recorder,
             settings.key_prefix_length,
         ));
         let caches = CacheAdmin { candidates, prover, redis, store: store.clone(), metrics: metrics.clone() };
-        Ok(Self { authorizer, caches, store, uses, background })
+        Ok(Self { authorizer, caches, deny, store, uses, background })
     }
 }
 

@@ -124,6 +124,10 @@ pub struct Metrics {
     pub last_used_dropped: Counter,
     /// `keyward_change_feed_up`
     pub change_feed_up: Gauge,
+    /// `keyward_deny_list_entries`
+    pub deny_list_entries: Gauge,
+    /// `keyward_deny_list_reload_failed`
+    pub deny_list_reload_failed: Gauge,
     build_info: Family<BuildLabels, Gauge<i64, AtomicI64>>,
 }
 
@@ -219,6 +223,8 @@ impl Metrics {
             last_used_writes: Counter::default(),
             last_used_dropped: Counter::default(),
             change_feed_up: Gauge::default(),
+            deny_list_entries: Gauge::default(),
+            deny_list_reload_failed: Gauge::default(),
             build_info,
         }
     }
@@ -303,6 +309,16 @@ impl Metrics {
             self.last_used_dropped.clone(),
         );
         registry.register("change_feed_up", "1 while row changes are received", self.change_feed_up.clone());
+        registry.register(
+            "deny_list_entries",
+            "Entries of the emergency deny list",
+            self.deny_list_entries.clone(),
+        );
+        registry.register(
+            "deny_list_reload_failed",
+            "1 while the deny file can't be used and its last good version is in force",
+            self.deny_list_reload_failed.clone(),
+        );
         registry.register("build_info", "The running version", self.build_info.clone());
         registry
     }
