@@ -13,6 +13,7 @@ mod cli;
 mod collisions;
 mod config;
 mod denials;
+mod deny_list;
 mod envoy_config;
 mod house;
 mod lifecycle;
