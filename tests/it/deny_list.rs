@@ -163,29 +163,27 @@ async fn a_change_of_the_file_takes_effect_without_a_restart() {
 }
 
 /// As Kubernetes updates a `ConfigMap`: the file is a link into `..data`, and `..data` is swapped.
+fn publish(folder: &Path, version: &str, text: &str) {
+    fs::create_dir(folder.join(version)).unwrap();
+    fs::write(folder.join(version).join("deny"), text).unwrap();
+    symlink(version, folder.join("..data_tmp")).unwrap();
+    fs::rename(folder.join("..data_tmp"), folder.join("..data")).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_swapped_link_is_a_change() {
+async fn a_swapped_link_is_a_change_every_time() {
     let folder = tempdir().unwrap();
-    let publish = |version: &str, text: &str| {
-        let path = |name: &str| folder.path().join(name);
-        fs::create_dir(path(version)).unwrap();
-        fs::write(path(version).join("deny"), text).unwrap();
-        symlink(version, path("..data_tmp")).unwrap();
-        fs::rename(path("..data_tmp"), path("..data")).unwrap();
-    };
-    publish("..1", "key-id 1\n");
+    publish(folder.path(), "..1", "key-id 1\n");
     symlink("..data/deny", folder.path().join("deny")).unwrap();
     let rig = Rig::start(folder, Keyward::new()).await;
     let [one, two] = rig.keys();
     assert!(!rig.is_allowed(&one).await && rig.is_allowed(&two).await);
-    let path = |name: &str| rig.folder.path().join(name);
-    fs::create_dir(path("..2")).unwrap();
-    fs::write(path("..2").join("deny"), "key-id 2\n").unwrap();
-    symlink("..2", path("..data_tmp")).unwrap();
-    fs::rename(path("..data_tmp"), path("..data")).unwrap();
-    fs::remove_dir_all(path("..1")).unwrap();
-    rig.becomes(&two, false).await;
-    assert!(rig.is_allowed(&one).await);
+    for (version, denied, allowed) in [(2, &two, &one), (3, &one, &two)] {
+        publish(rig.folder.path(), &format!("..{version}"), &format!("key-id {}\n", denied.id));
+        fs::remove_dir_all(rig.folder.path().join(format!("..{}", version - 1))).unwrap();
+        rig.becomes(denied, false).await;
+        assert!(rig.is_allowed(allowed).await);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -204,8 +202,9 @@ async fn a_file_that_is_bad_or_gone_keeps_what_it_said_and_says_so() {
     let listed = rig.keyward.cli(&["deny", "list"]);
     assert!(String::from_utf8_lossy(&listed.stderr).contains("line 2: "));
 
-    // The same mistake in another version is the same news.
+    // The same mistake in another version is the same news. Who removes an entry looks at the file first.
     rig.write("key-id 3\nkey-id 3x\n", 0o644);
+    assert_eq!(rig.admin("DELETE", "?key_id=99").await.status, 404);
     fs::remove_file(rig.file()).unwrap();
     rig.logs("it can't be found").await;
     assert!(rig.reload_failed().await && !rig.is_allowed(&one).await);
