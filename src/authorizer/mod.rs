@@ -9,6 +9,8 @@ pub mod background;
 pub mod bcrypt_pool;
 pub mod canary;
 pub mod candidates;
+pub mod deny;
+mod deny_file;
 pub mod feed;
 pub mod flight;
 pub mod freshness;
@@ -22,11 +24,13 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use self::candidates::{Candidates, Found};
+use self::deny::DenyControl;
 use self::proof::{ProofError, Prover};
 use self::uses::UseRecorder;
 use crate::clock;
 use crate::domain::decision::{Cause, Decision, Denied, Tier};
 use crate::domain::denial::Denial;
+use crate::domain::deny_list::DenyList;
 use crate::domain::key::{PrefixLength, PresentedKey};
 use crate::domain::policy;
 use crate::domain::request::Request;
@@ -38,6 +42,8 @@ pub struct Authorizer {
     candidates: Arc<Candidates>,
     /// Where verdicts come from.
     prover: Arc<Prover>,
+    /// Keys that are refused whatever their record says.
+    deny: Arc<DenyControl>,
     /// Told of each allowed use, for `last_used_at`.
     uses: UseRecorder,
     prefix_length: PrefixLength,
@@ -57,10 +63,11 @@ impl Authorizer {
     pub fn new(
         candidates: Arc<Candidates>,
         prover: Arc<Prover>,
+        deny: Arc<DenyControl>,
         uses: UseRecorder,
         prefix_length: PrefixLength,
     ) -> Self {
-        Self { candidates, prover, uses, prefix_length }
+        Self { candidates, prover, deny, uses, prefix_length }
     }
 
     /// Decides whether the presented key may make the request, within `deadline`.
@@ -104,7 +111,7 @@ impl Authorizer {
             }
             Found::Absent => Err(ProofError::NoMatch),
         };
-        Some(decide(&found, proof, request, now))
+        Some(decide(&found, proof, &self.deny.in_force(), request, now))
     }
 
     /// The same path where something has to be asked.
@@ -124,19 +131,21 @@ impl Authorizer {
             }
             Found::Absent => Err(ProofError::NoMatch),
         };
-        // Read again: a verification may have taken a while, and expiry is judged at the moment of the answer.
-        decide(&found, proof, request, clock::now())
+        // Read again: a verification may have taken a while, and expiry is judged at the moment of the answer. So is the
+        // deny list.
+        decide(&found, proof, &self.deny.in_force(), request, clock::now())
     }
 }
 
 fn decide(
     found: &Found,
     proof: Result<crate::domain::proof::Proven, ProofError>,
+    deny_list: &DenyList,
     request: &Request<'_>,
     now: Now,
 ) -> Checked {
     let decision = match proof {
-        Ok(proven) => match policy::evaluate(proven, request, now.wall) {
+        Ok(proven) => match policy::evaluate(proven, deny_list, request, now.wall) {
             Ok(permit) => Decision::Allow(permit),
             Err(denied) => Decision::Deny(denied),
         },
@@ -162,7 +171,7 @@ mod tests {
     #[test]
     fn an_open_question_is_unavailable_and_a_mismatch_is_a_denial() {
         let request = Request { method: "GET", path: "/", client: None, route: RouteOptions::default() };
-        let of = |proof| decide(&Found::Absent, proof, &request, clock::now()).decision;
+        let of = |proof| decide(&Found::Absent, proof, &DenyList::default(), &request, clock::now()).decision;
         for cause in [Cause::Overload, Cause::Verification, Cause::Store] {
             let decision = of(Err(ProofError::Undecided(cause)));
             assert!(matches!(decision, Decision::Unavailable(own) if own == cause), "{decision:?}");

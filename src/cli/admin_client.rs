@@ -15,7 +15,8 @@ use super::failure::Failure;
 
 const CONNECT: Duration = Duration::from_secs(2);
 const WHOLE_ANSWER: Duration = Duration::from_secs(10);
-const MOST_BYTES: usize = 1 << 20;
+/// The longest answer is a full deny list.
+const MOST_BYTES: usize = 32 << 20;
 
 /// What the sidecar said to a question that it accepted.
 #[derive(Debug)]

@@ -47,9 +47,9 @@ pub(super) struct Selector {
 #[derive(Debug, Args)]
 pub(super) struct Running {
     #[command(flatten)]
-    output: Output,
+    pub(super) output: Output,
     #[command(flatten)]
-    settings: SettingFlags<AdminSettings>,
+    pub(super) settings: SettingFlags<AdminSettings>,
 }
 
 impl CacheCommand {
@@ -76,7 +76,7 @@ impl Selector {
 }
 
 impl Running {
-    fn run(self, method: &str, path: &str) -> Result<Exit, Failure> {
+    pub(super) fn run(self, method: &str, path: &str) -> Result<Exit, Failure> {
         let address = self.settings.load()?.settings.admin_listen;
         let Answer { body } = block_on(ask(address, method, path))?;
         let record = match serde_json::from_str(&body) {
@@ -123,7 +123,7 @@ fn flatten(path: &str, value: &Value, record: &mut Record) {
 }
 
 /// RFC 3986: everything but the unreserved characters.
-fn percent_encoded(text: &str) -> String {
+pub(super) fn percent_encoded(text: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
     let encode =
         |byte: u8| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };

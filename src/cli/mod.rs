@@ -6,6 +6,7 @@ mod admin_client;
 mod arguments;
 mod cache;
 mod config;
+mod deny;
 mod failure;
 mod flags;
 mod key;
@@ -71,6 +72,12 @@ enum Command {
         #[command(subcommand)]
         command: cache::CacheCommand,
     },
+    /// Refuse keys at once, by the emergency deny list of a running sidecar
+    #[command(after_help = "Example:\n  keyward deny add --prefix kw_1a2b3")]
+    Deny {
+        #[command(subcommand)]
+        command: deny::DenyCommand,
+    },
     /// Check and print the settings
     #[command(after_help = "Example:\n  keyward config check --config keyward.yaml")]
     Config {
@@ -88,6 +95,7 @@ impl Cli {
             Command::User { command } => command.run(),
             Command::Key { command } => command.run(),
             Command::Cache { command } => command.run(),
+            Command::Deny { command } => command.run(),
             Command::Config { command } => command.run(),
         }
     }

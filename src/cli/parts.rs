@@ -13,6 +13,7 @@ use crate::authorizer::background::Background;
 use crate::authorizer::bcrypt_pool::BcryptPool;
 use crate::authorizer::canary::{self, Canary};
 use crate::authorizer::candidates::{Candidates, CandidatesParts};
+use crate::authorizer::deny::DenyControl;
 use crate::authorizer::feed::FeedFollower;
 use crate::authorizer::freshness::{Freshness, FreshnessSettings};
 use crate::authorizer::outage::Outage;
@@ -40,6 +41,7 @@ const REDIS_TIMEOUT: Duration = Duration::from_millis(20);
 pub(super) struct Parts {
     pub(super) authorizer: Arc<Authorizer>,
     pub(super) caches: CacheAdmin,
+    pub(super) deny: Arc<DenyControl>,
     pub(super) store: Store,
     pub(super) freshness: Arc<Freshness>,
     pub(super) outage: Arc<Outage>,
@@ -51,6 +53,8 @@ pub(super) struct Parts {
 
 impl Parts {
     pub(super) async fn build(settings: &Settings, metrics: &Metrics) -> Result<Self, Failure> {
+        let deny = DenyControl::open(settings.deny_file.clone(), settings.key_prefix_length, metrics.clone())
+            .map_err(|error| Failure::usage(error.into()))?;
         let store = Store::open(StoreOptions {
             url: StoreUrl::parse(settings.store.expose_secret())
                 .context("read --store")
@@ -105,6 +109,7 @@ impl Parts {
         let authorizer = Arc::new(Authorizer::new(
             Arc::clone(&candidates),
             Arc::clone(&prover),
+            Arc::clone(&deny),
             recorder,
             settings.key_prefix_length,
         ));
@@ -129,7 +134,7 @@ impl Parts {
         } else {
             None
         };
-        Ok(Self { authorizer, caches, store, freshness, outage, feed, uses, background, canary })
+        Ok(Self { authorizer, caches, deny, store, freshness, outage, feed, uses, background, canary })
     }
 }
 

@@ -62,6 +62,7 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
         .add_service(checks);
     let admin = router(AdminState {
         caches: parts.caches,
+        deny: Arc::clone(&parts.deny),
         registry: metrics.registry(),
         readiness: Arc::clone(&readiness),
         settings: shown(settings),
@@ -80,6 +81,7 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
 
     let stop_writing = CancellationToken::new();
     let writer = tokio::spawn(parts.uses.run(stop_writing.clone()));
+    let watching_file = tokio::spawn(parts.deny.watch());
     let following = tokio::spawn(parts.feed.run());
     let watch = StoreWatch {
         store: parts.store,
@@ -122,8 +124,9 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
     {
         tracing::warn!("the canary's key was left behind; another replica removes it within an hour");
     }
-    // Until the last answer, so that a revocation holds on the way out too.
+    // Not before the last answer: a revocation and a denial have to hold for that one too.
     following.abort();
+    watching_file.abort();
     stop_writing.cancel();
     let _ = writer.await;
     parts.background.finish(FINISH_LIMIT).await;

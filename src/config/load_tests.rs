@@ -37,6 +37,7 @@ fn other_text(setting: &Setting) -> &'static str {
         "store" => "sqlite:other.db",
         "redis" => "redis://h",
         "cache-secret-file" => "/secret",
+        "deny-file" => "/deny",
         "key-prefix-length" => "12",
         "credential-conflict" => "first",
         "credential-sources" => "query:key",

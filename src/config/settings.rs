@@ -120,8 +120,8 @@ settings! {
     /// owner and group may use. Nothing is encrypted here, so keep it on the loopback address or a socket.
     "grpc-listen"("ADDRESS", Plain) => grpc_listen: Listen = "127.0.0.1:9191", values::listen;
 
-    /// Where /livez, /readyz, /metrics, /stats and the cache commands are served (HTTP): an IP address and port.
-    /// Whoever reaches it can flush the caches.
+    /// Where /livez, /readyz, /metrics, /stats and the cache and deny commands are served (HTTP): an IP address and
+    /// port. Whoever reaches it can flush the caches and deny keys.
     "admin-listen"("ADDRESS", Plain) => admin_listen: SocketAddr = "127.0.0.1:9193", values::socket_address;
 
     /// Threads that answer checks: 1 to 1024, or auto for the number of cores.
@@ -152,6 +152,12 @@ settings! {
     /// How many characters of a key are its public prefix: 1 to 64. It must be what the rows in the store were
     /// made with, or no key is found; a short one makes many keys share a prefix, and each costs a bcrypt.
     "key-prefix-length"("N", Plain) => key_prefix_length: PrefixLength = "8", values::prefix_length;
+
+    /// The emergency deny list, or off: a file with key-id 42 or prefix kw_abcde on each line and comments behind #.
+    /// These keys are refused whatever the store says, whether or not it answers. A change is seen within two
+    /// seconds; keyward deny adds to the file where it may be written.
+    "deny-file"("PATH|off", Plain) => deny_file: Option<PathBuf> = "off",
+        |text| values::optional(text, values::file);
 
     /// What happens when two sources hold different keys: reject answers 401, first takes the one that comes first
     /// in --credential-sources.

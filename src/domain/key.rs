@@ -98,7 +98,7 @@ pub enum KeyFormatError {
     TooShort,
 }
 
-const fn is_key_byte(byte: u8) -> bool {
+pub(super) const fn is_key_byte(byte: u8) -> bool {
     byte.is_ascii_graphic() && byte != b',' && byte != b'!'
 }
 

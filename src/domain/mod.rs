@@ -8,6 +8,7 @@
 pub mod allowlist;
 pub mod decision;
 pub mod denial;
+pub mod deny_list;
 pub mod endpoint;
 pub mod freshness;
 pub mod hash;

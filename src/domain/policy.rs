@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::allowlist::Allowlist;
 use super::decision::Denied;
 use super::denial::Denial;
+use super::deny_list::DenyList;
 use super::path;
 use super::proof::Proven;
 use super::record::{Candidate, KeyPolicy, KeyRecord, UserRecord};
@@ -35,10 +36,16 @@ impl Permit {
     }
 }
 
-/// Decides whether a proven key may make this request at this moment.
-pub fn evaluate(proven: Proven, request: &Request<'_>, now: Timestamp) -> Result<Permit, Denied> {
+/// Decides whether a proven key may make this request at this moment. There is no permit without a look at the deny
+/// list.
+pub fn evaluate(
+    proven: Proven,
+    deny_list: &DenyList,
+    request: &Request<'_>,
+    now: Timestamp,
+) -> Result<Permit, Denied> {
     let candidate = proven.into_candidate();
-    match permitting_policy(&candidate, request, now) {
+    match permitting_policy(&candidate, deny_list, request, now) {
         Ok(policy) => Ok(Permit { policy: Arc::clone(policy), candidate }),
         Err(reason) => Err(Denied { reason, candidate: Some(candidate) }),
     }
@@ -47,11 +54,12 @@ pub fn evaluate(proven: Proven, request: &Request<'_>, now: Timestamp) -> Result
 /// The key's policy, if the key's state and every rule of that policy allow the request.
 fn permitting_policy<'c>(
     candidate: &'c Candidate,
+    deny_list: &DenyList,
     request: &Request<'_>,
     now: Timestamp,
 ) -> Result<&'c Arc<KeyPolicy>, Denial> {
     let Candidate { key, owner, policy } = candidate;
-    if !key.is_active {
+    if !key.is_active || deny_list.denies(key) {
         return Err(Denial::KeyInactive);
     }
     if key.expires_at.is_some_and(|end| now > end) {
@@ -107,6 +115,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::key::PrefixLength;
     use crate::domain::proof::Verdict;
     use crate::domain::request::RouteOptions;
     use crate::domain::row::CandidateRow;
@@ -115,9 +124,13 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_microseconds(1_000_000);
 
     fn decide(row: &CandidateRow, request: &Request<'_>) -> Result<(), Denial> {
+        decide_with(&DenyList::default(), row, request)
+    }
+
+    fn decide_with(deny_list: &DenyList, row: &CandidateRow, request: &Request<'_>) -> Result<(), Denial> {
         let candidate = Arc::new(Candidate::from_row(row));
         let proven = Proven::from_verdict(&candidate, Verdict::Match).unwrap();
-        evaluate(proven, request, NOW).map(|_| ()).map_err(|denied| denied.reason)
+        evaluate(proven, deny_list, request, NOW).map(|_| ()).map_err(|denied| denied.reason)
     }
 
     fn request() -> Request<'static> {
@@ -194,6 +207,22 @@ mod tests {
         assert_eq!(decide(&row, &request()), Ok(()));
         row.is_active = Some(false);
         assert_eq!(decide(&row, &request()), Err(Denial::KeyInactive));
+    }
+
+    #[test]
+    fn a_key_on_the_deny_list_is_as_good_as_revoked_whoever_owns_it() {
+        let mut row = restricted();
+        row.is_superuser = Some(true);
+        let (id, prefix) = (row.key_id, row.key_prefix.clone().unwrap());
+        let list = |text: String| DenyList::parse(text.as_bytes(), PrefixLength::DEFAULT).unwrap();
+        for denying in [format!("key-id {id}"), format!("prefix {prefix}")] {
+            assert_eq!(decide_with(&list(denying), &row, &request()), Err(Denial::KeyInactive));
+        }
+        let other = list(format!("key-id {}\nprefix zz_other", id + 1));
+        assert_eq!(decide_with(&other, &row, &request()), Ok(()));
+        // It is the first rule, so nothing about the others is told.
+        row.expires_at = Some(0);
+        assert_eq!(decide_with(&list(format!("key-id {id}")), &row, &request()), Err(Denial::KeyInactive));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The admin port: liveness, readiness, metrics, statistics, settings, and the cache commands.
+//! The admin port: liveness, readiness, metrics, statistics, settings, and the cache and deny commands.
 
 use std::sync::Arc;
 
@@ -11,8 +11,10 @@ use prometheus_client::registry::Registry;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::deny;
 use super::readiness::Readiness;
 use crate::authorizer::admin::{AdminError, CacheAdmin};
+use crate::authorizer::deny::DenyControl;
 use crate::clock;
 use crate::domain::key::KeyPrefix;
 use crate::domain::record::{KeyId, UserId};
@@ -22,6 +24,8 @@ use crate::store::admin::KeySelector;
 pub struct AdminState {
     /// The caches.
     pub caches: CacheAdmin,
+    /// The deny list.
+    pub deny: Arc<DenyControl>,
     /// What `/metrics` prints.
     pub registry: Registry,
     /// What `/readyz` says.
@@ -40,6 +44,7 @@ pub fn router(state: AdminState) -> Router {
         .route("/config", get(settings))
         .route("/cache/invalidate", post(invalidate))
         .route("/cache/flush", post(flush))
+        .route("/deny", get(deny::list).post(deny::add).delete(deny::remove))
         .with_state(Arc::new(state))
 }
 
@@ -108,6 +113,6 @@ fn answer(result: Result<Value, AdminError>) -> Response {
     }
 }
 
-fn refuse(status: StatusCode, text: &str) -> Response {
+pub(super) fn refuse(status: StatusCode, text: &str) -> Response {
     (status, Json(json!({ "error": text }))).into_response()
 }

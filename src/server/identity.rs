@@ -178,6 +178,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::deny_list::DenyList;
     use crate::domain::policy;
     use crate::domain::proof::{Proven, Verdict};
     use crate::domain::record::Candidate;
@@ -190,7 +191,7 @@ mod tests {
         change(&mut row);
         let proven = Proven::from_verdict(&Arc::new(Candidate::from_row(&row)), Verdict::Match).unwrap();
         let request = Request { method: "GET", path: "/", client: None, route: RouteOptions::default() };
-        policy::evaluate(proven, &request, Timestamp::from_microseconds(0)).unwrap()
+        policy::evaluate(proven, &DenyList::default(), &request, Timestamp::from_microseconds(0)).unwrap()
     }
 
     fn of(permit: &Permit, sent: &[(&str, &str)]) -> (Vec<HeaderPair>, Vec<String>) {

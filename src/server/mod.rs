@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod credentials;
+mod deny;
 pub mod error_body;
 pub mod grpc;
 pub mod headers;

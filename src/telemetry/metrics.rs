@@ -136,6 +136,10 @@ pub struct Metrics {
     pub bound_violations: Counter,
     /// `keyward_lease_age_seconds`, set when it is asked for.
     pub lease_age: Gauge<f64, AtomicU64>,
+    /// `keyward_deny_list_entries`
+    pub deny_list_entries: Gauge,
+    /// `keyward_deny_list_reload_failed`
+    pub deny_list_reload_failed: Gauge,
     build_info: Family<BuildLabels, Gauge<i64, AtomicI64>>,
 }
 
@@ -242,6 +246,8 @@ impl Metrics {
             activation: toggle_buckets(),
             bound_violations: Counter::default(),
             lease_age: Gauge::default(),
+            deny_list_entries: Gauge::default(),
+            deny_list_reload_failed: Gauge::default(),
             build_info,
         }
     }
@@ -351,6 +357,16 @@ impl Metrics {
             "bound_violations",
             "Changes of the canary's key that took effect later than the bound says",
             self.bound_violations.clone(),
+        );
+        registry.register(
+            "deny_list_entries",
+            "Entries of the emergency deny list",
+            self.deny_list_entries.clone(),
+        );
+        registry.register(
+            "deny_list_reload_failed",
+            "1 while the deny file can't be used and its last good version is in force",
+            self.deny_list_reload_failed.clone(),
         );
         registry.register("build_info", "The running version", self.build_info.clone());
         registry

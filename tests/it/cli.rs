@@ -10,7 +10,7 @@ use tempfile::tempdir;
 
 use crate::program::{Ended, keyward, run};
 
-const COMMANDS: [&[&str]; 20] = [
+const COMMANDS: [&[&str]; 24] = [
     &[],
     &["serve"],
     &["migrate"],
@@ -29,6 +29,10 @@ const COMMANDS: [&[&str]; 20] = [
     &["cache", "stats"],
     &["cache", "invalidate"],
     &["cache", "flush"],
+    &["deny"],
+    &["deny", "add"],
+    &["deny", "remove"],
+    &["deny", "list"],
     &["config", "check"],
     &["config", "print"],
 ];
@@ -91,6 +95,9 @@ fn wrong_usage_is_2() {
         &["key", "create", "--user", "alice", "--name", "n", "--key-prefix-length", "20"],
         &["cache", "invalidate"],
         &["cache", "invalidate", "--prefix", "a", "--key-id", "7"],
+        &["deny", "add"],
+        &["deny", "add", "--key-id", "none"],
+        &["deny", "remove", "--prefix", "a", "--key-id", "7"],
         &["user", "list", "--output", "xml"],
     ] {
         let ended = run(directory.path(), arguments);
@@ -105,7 +112,12 @@ fn nobody_at_the_admin_port_is_3_and_names_the_address() {
     let directory = tempdir().unwrap();
     // Bound and dropped, so that nobody listens there.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    for command in [&["cache", "stats"][..], &["cache", "flush"], &["cache", "invalidate", "--key-id", "7"]] {
+    for command in [
+        &["cache", "stats"][..],
+        &["cache", "flush"],
+        &["cache", "invalidate", "--key-id", "7"],
+        &["deny", "list"],
+    ] {
         let ended = run(directory.path(), &[command, &["--admin-listen", &address]].concat());
         assert_eq!(ended.code, 3, "{command:?}");
         assert!(

@@ -14,6 +14,7 @@ mod cli;
 mod collisions;
 mod config;
 mod denials;
+mod deny_list;
 mod envoy_config;
 mod feed_triggers;
 mod house;

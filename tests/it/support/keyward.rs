@@ -126,12 +126,12 @@ impl Keyward {
         self.process.stderr()
     }
 
-    /// Runs a command to its end, on the same store, or on this sidecar for the `cache` commands.
+    /// Runs a command to its end, on the same store, or on this sidecar for the `cache` and `deny` commands.
     pub(crate) fn cli<S: AsRef<OsStr>>(&self, args: &[S]) -> Output {
         let mut command = Command::new(binary());
         command.args(args).current_dir(self.folder.path());
         without_settings(&mut command);
-        if args.first().is_some_and(|first| first.as_ref() == "cache") {
+        if args.first().is_some_and(|first| first.as_ref() == "cache" || first.as_ref() == "deny") {
             command.arg("--admin-listen").arg(self.admin.to_string());
         } else {
             command.arg("--store").arg(&self.store);
