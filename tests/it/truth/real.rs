@@ -3,6 +3,7 @@
 //! `KEYWARD_TRUTH_ROUNDS=20 cargo nextest run --no-capture -E 'test(truth::real)'` runs it for longer; the table says
 //! what was measured.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -16,6 +17,9 @@ use super::history::{History, Interval, Micros, Outcome, Probe, RECOVERY, State}
 use super::proxy::Mode;
 use super::report::{Phase, Report};
 use crate::support::eventually;
+
+/// Waits that may end with the limit: back and forth within a phase leaves some.
+const MOST_UNHEARD: usize = 6;
 
 /// The replica that is cut off, the one with the short settings.
 const ALONE: usize = 0;
@@ -71,6 +75,8 @@ struct Run {
     kills: i64,
     /// First answers of sidecars that woke up.
     woken: usize,
+    /// Waits that ended with the limit.
+    unheard: Cell<usize>,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -120,6 +126,7 @@ impl Run {
             cuts: Vec::new(),
             kills: 0,
             woken: 0,
+            unheard: Cell::new(0),
         };
         run.begin("starting");
         for slot in 0..SLOTS {
@@ -156,6 +163,10 @@ impl Run {
         for replica in replicas {
             all &= self.fleet.slots.hear(*replica, slot, since, wanted, LIMIT).await;
         }
+        // Each costs the limit; a product that does not do what it says is told soon.
+        let unheard = self.unheard.get() + usize::from(!all);
+        self.unheard.set(unheard);
+        assert!(unheard <= MOST_UNHEARD, "{unheard} changes were not seen by every replica within {LIMIT:?}");
         all
     }
 
