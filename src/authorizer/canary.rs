@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::Authorizer;
 use super::freshness::Freshness;
 use crate::clock;
+use crate::domain::body::Body;
 use crate::domain::decision::Decision;
 use crate::domain::denial::Denial;
 use crate::domain::key::PresentedKey;
@@ -161,7 +162,13 @@ impl Canary {
     }
 
     async fn decide(&self) -> Decision {
-        let request = Request { method: "GET", path: PATH, client: None, route: RouteOptions::default() };
+        let request = Request {
+            method: "GET",
+            path: PATH,
+            client: None,
+            route: RouteOptions::default(),
+            body: Body::default(),
+        };
         self.authorizer.check(&self.presented, &request, ONE_READ).await.decision
     }
 }

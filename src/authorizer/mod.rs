@@ -34,6 +34,7 @@ use crate::domain::deny_list::DenyList;
 use crate::domain::key::{PrefixLength, PresentedKey};
 use crate::domain::policy;
 use crate::domain::request::Request;
+use crate::domain::rules::PolicyRules;
 use crate::domain::time::Now;
 
 /// Decides checks. One for the process, shared by all doors.
@@ -44,6 +45,8 @@ pub struct Authorizer {
     prover: Arc<Prover>,
     /// Keys that are refused whatever their record says.
     deny: Arc<DenyControl>,
+    /// What the operator chose about policy.
+    rules: PolicyRules,
     /// Told of each allowed use, for `last_used_at`.
     uses: UseRecorder,
     prefix_length: PrefixLength,
@@ -64,10 +67,11 @@ impl Authorizer {
         candidates: Arc<Candidates>,
         prover: Arc<Prover>,
         deny: Arc<DenyControl>,
+        rules: PolicyRules,
         uses: UseRecorder,
         prefix_length: PrefixLength,
     ) -> Self {
-        Self { candidates, prover, deny, uses, prefix_length }
+        Self { candidates, prover, deny, rules, uses, prefix_length }
     }
 
     /// Decides whether the presented key may make the request, within `deadline`.
@@ -111,7 +115,7 @@ impl Authorizer {
             }
             Found::Absent => Err(ProofError::NoMatch),
         };
-        Some(decide(&found, proof, &self.deny.in_force(), request, now))
+        Some(decide(&found, proof, &self.deny.in_force(), &self.rules, request, now))
     }
 
     /// The same path where something has to be asked.
@@ -133,7 +137,7 @@ impl Authorizer {
         };
         // Read again: a verification may have taken a while, and expiry is judged at the moment of the answer. So is the
         // deny list.
-        decide(&found, proof, &self.deny.in_force(), request, clock::now())
+        decide(&found, proof, &self.deny.in_force(), &self.rules, request, clock::now())
     }
 }
 
@@ -141,11 +145,12 @@ fn decide(
     found: &Found,
     proof: Result<crate::domain::proof::Proven, ProofError>,
     deny_list: &DenyList,
+    rules: &PolicyRules,
     request: &Request<'_>,
     now: Now,
 ) -> Checked {
     let decision = match proof {
-        Ok(proven) => match policy::evaluate(proven, deny_list, request, now.wall) {
+        Ok(proven) => match policy::evaluate(proven, deny_list, rules, request, now.wall) {
             Ok(permit) => Decision::Allow(permit),
             Err(denied) => Decision::Deny(denied),
         },
@@ -165,13 +170,30 @@ fn decide(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::body::Body;
     use crate::domain::request::RouteOptions;
 
     /// What can't be decided is never a refusal, and what is refused is never "try again".
     #[test]
     fn an_open_question_is_unavailable_and_a_mismatch_is_a_denial() {
-        let request = Request { method: "GET", path: "/", client: None, route: RouteOptions::default() };
-        let of = |proof| decide(&Found::Absent, proof, &DenyList::default(), &request, clock::now()).decision;
+        let request = Request {
+            method: "GET",
+            path: "/",
+            client: None,
+            route: RouteOptions::default(),
+            body: Body::default(),
+        };
+        let of = |proof| {
+            decide(
+                &Found::Absent,
+                proof,
+                &DenyList::default(),
+                &PolicyRules::default(),
+                &request,
+                clock::now(),
+            )
+            .decision
+        };
         for cause in [Cause::Overload, Cause::Verification, Cause::Store] {
             let decision = of(Err(ProofError::Undecided(cause)));
             assert!(matches!(decision, Decision::Unavailable(own) if own == cause), "{decision:?}");

@@ -27,6 +27,7 @@ use crate::cache::verdict_name::VerdictNamer;
 use crate::cache::verdicts::VerdictCache;
 use crate::config::Settings;
 use crate::domain::key::{PrefixLength, PresentedKey};
+use crate::domain::rules::PolicyRules;
 use crate::store::admin::{KeySettings, NewKey, UserRef};
 use crate::store::{SERVE_QUERY_TIMEOUT, Store, StoreOptions, StoreUrl};
 use crate::telemetry::metrics::Metrics;
@@ -110,6 +111,11 @@ impl Parts {
             Arc::clone(&candidates),
             Arc::clone(&prover),
             Arc::clone(&deny),
+            PolicyRules {
+                model_paths: settings.model_paths.clone(),
+                scope_paths: settings.scope_paths.clone(),
+                shadow: settings.shadow,
+            },
             recorder,
             settings.key_prefix_length,
         ));

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use super::values::{self, DAY, Listen, MILLISECOND, MINUTE, Reading, SECOND, SecretUrl, Shown};
 use crate::domain::key::PrefixLength;
+use crate::domain::model_path::ModelPaths;
+use crate::domain::rules::{ScopePaths, Shadow};
 use crate::server::options::{
     ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat, IdentityHeader, OnUnavailable,
 };
@@ -248,6 +250,21 @@ settings! {
     /// (RFC 9457) is sent to everyone.
     "error-format"("auto|openai|anthropic|google|problem", Plain) => error_format: ErrorFormat = "auto", values::word;
 
+    /// Which rules of policy are computed and reported, and deny nothing: a comma list of endpoints, models, ips, scopes
+    /// and budget, policy for all five, or none. For trying a rule out; the proof of the key is never shadowed.
+    "shadow"("LIST|none", Plain) => shadow: Shadow = "none", values::parsed;
+
+    /// Which paths take a model, a comma list, or none: * stands for a segment, ** at the end for the rest, {model} for
+    /// a model that the path names, {model}:* for one with a verb behind it. On the others the body has to name it for
+    /// keys with a list of models. A path that is missing here is one where such a list does not hold.
+    "model-paths"("LIST|none", Plain) => model_paths: ModelPaths =
+        "/v1/chat/completions,/v1/completions,/v1/responses,/v1/embeddings,/v1/images/*,/v1/audio/*,/v1/moderations,/v1/messages,/v1/messages/count_tokens,/openai/deployments/{model}/**,/v1/models/{model}:*,/v1beta/models/{model}:*,/model/{model}/*",
+        values::parsed;
+
+    /// Which scopes a path asks for besides those of its Envoy route, a comma list of PATTERN=SCOPE, or none: patterns
+    /// as in allowed_endpoints, such as POST /v1/chat/**=chat. It holds for every key whose owner is no superuser.
+    "scope-paths"("LIST|none", Plain) => scope_paths: ScopePaths = "none", values::parsed;
+
     /// Largest check that is read: 1KiB to 1GiB. Keep it above Envoy's max_request_bytes, or large requests get 503.
     "max-check-bytes"("SIZE", Plain) => max_check_bytes: usize = "8MiB",
         |text| values::size(text, 1 << 10..=1 << 30);
@@ -276,6 +293,12 @@ mod tests {
             assert_eq!(single, key.is_none(), "{group} is a group and a setting");
         }
         assert_eq!(TABLE.len(), FIELDS.len());
+    }
+
+    #[test]
+    fn the_standard_model_paths_are_the_default() {
+        let setting = TABLE.iter().find(|setting| setting.flag == "model-paths").unwrap();
+        assert_eq!(setting.default, crate::domain::model_path::STANDARD_MODEL_PATHS);
     }
 
     #[test]

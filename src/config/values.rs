@@ -11,6 +11,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::domain::key::PrefixLength;
+use crate::domain::model_path::ModelPaths;
+use crate::domain::rules::{ScopePaths, Shadow};
 use crate::server::options::{ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat};
 use crate::server::options::{IdentityHeader, OnUnavailable, is_token};
 use crate::telemetry::logging::{LogFormat, is_filter};
@@ -104,7 +106,7 @@ macro_rules! shown_by_display {
 }
 
 shown_by_display!(SocketAddr, SecretUrl, String, usize, ClientIpSource, CredentialConflict, ErrorFormat);
-shown_by_display!(OnUnavailable, CredentialSource, IdentityHeader);
+shown_by_display!(OnUnavailable, CredentialSource, IdentityHeader, ModelPaths, ScopePaths, Shadow);
 
 impl Shown for Listen {
     fn shown(&self) -> String {
@@ -168,6 +170,11 @@ impl<T: Shown> Shown for Vec<T> {
 /// A type with its own reader.
 pub(super) fn word<T: FromStr<Err = crate::server::options::Unexpected>>(text: &str) -> Reading<T> {
     text.parse().map_err(|error: T::Err| error.0)
+}
+
+/// What says itself what it expects.
+pub(super) fn parsed<T: FromStr<Err = String>>(text: &str) -> Reading<T> {
+    text.parse()
 }
 
 /// `off`, or what `read` reads.

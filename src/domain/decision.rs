@@ -26,12 +26,19 @@ pub struct Denied {
     pub reason: Denial,
     /// The proven key that was refused; `None` before proof.
     pub candidate: Option<Arc<Candidate>>,
+    /// More than the reason says, where there is more to say.
+    pub detail: Option<&'static str>,
 }
 
 impl Denied {
     /// A refusal before proof: it says nothing about any record.
     pub fn unproven(reason: Denial) -> Self {
-        Self { reason, candidate: None }
+        Self { reason, candidate: None, detail: None }
+    }
+
+    /// What the caller reads.
+    pub fn message(&self) -> &'static str {
+        self.detail.unwrap_or_else(|| self.reason.message())
     }
 }
 

@@ -6,15 +6,19 @@
 //! [`decision::Decision::Allow`], which holds one.
 
 pub mod allowlist;
+pub mod body;
 pub mod decision;
 pub mod denial;
 pub mod deny_list;
 pub mod endpoint;
 pub mod freshness;
 pub mod hash;
+mod json_body;
 pub mod key;
 pub mod limit;
 pub mod model;
+pub mod model_path;
+mod multipart_body;
 pub mod network;
 pub mod path;
 pub mod policy;
@@ -22,5 +26,6 @@ pub mod proof;
 pub mod record;
 pub mod request;
 pub mod row;
+pub mod rules;
 pub mod scope;
 pub mod time;

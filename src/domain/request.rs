@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use super::body::Body;
+
 /// One request as policy sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
@@ -13,6 +15,8 @@ pub struct Request<'a> {
     pub client: Option<IpAddr>,
     /// What the Envoy route asks for.
     pub route: RouteOptions<'a>,
+    /// The body, where Envoy passes it on.
+    pub body: Body<'a>,
 }
 
 /// The route's `context_extensions`.

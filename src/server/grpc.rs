@@ -67,7 +67,12 @@ impl CheckService {
 
     fn count(&self, checked: &Checked, elapsed: Duration) {
         let (decision, reason) = match &checked.decision {
-            Decision::Allow(_) => return self.metrics.count_allowed(checked.tier, elapsed),
+            Decision::Allow(permit) => {
+                if let Some(denial) = permit.shadow_denial() {
+                    self.metrics.count_shadow_denial(denial.reason.code());
+                }
+                return self.metrics.count_allowed(checked.tier, elapsed);
+            }
             Decision::Anonymous => ("allow", "anonymous"),
             Decision::Deny(denied) => ("deny", denied.reason.code()),
             Decision::Unavailable(cause) => ("unavailable", cause.as_str()),

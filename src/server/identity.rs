@@ -47,13 +47,13 @@ impl IdentityHeaders {
         }
     }
 
-    /// The headers of an allow for `model` (empty where it is not known), and the owned names among `headers` to be removed besides [`Self::never_sent`].
-    pub fn of(&self, permit: &Permit, model: &str, headers: &Headers<'_>) -> (Vec<HeaderPair>, Vec<String>) {
+    /// The headers of an allow, and the owned names among `headers` to be removed besides [`Self::never_sent`].
+    pub fn of(&self, permit: &Permit, headers: &Headers<'_>) -> (Vec<HeaderPair>, Vec<String>) {
         let mut set = Vec::with_capacity(self.sent.len());
         let mut remove = Vec::new();
         let mut overflow = String::new();
         for (header, name) in &self.sent {
-            match value(*header, permit, model) {
+            match value(*header, permit) {
                 Some(value) if value.len() <= MAX_LIST_BYTES => set.push((name.clone(), value)),
                 Some(_) => {
                     let separator = if overflow.is_empty() { "" } else { "," };
@@ -105,7 +105,7 @@ pub fn starts_with_folded(name: &str, prefix: &str) -> bool {
 }
 
 /// The value of one header; `None` where there is nothing to say (no limit, no such column).
-fn value(header: IdentityHeader, permit: &Permit, model: &str) -> Option<String> {
+fn value(header: IdentityHeader, permit: &Permit) -> Option<String> {
     let (key, owner, policy) = (permit.key(), permit.owner(), permit.policy());
     let cents = |amount: Option<Cents>| amount.map(|amount| amount.get().to_string());
     let limit = |limit: Option<u32>| limit.map(|limit| limit.to_string());
@@ -127,7 +127,7 @@ fn value(header: IdentityHeader, permit: &Permit, model: &str) -> Option<String>
         IdentityHeader::RateLimitDay => limit(policy.rate_limits.day),
         IdentityHeader::BudgetLimitCents => cents(policy.budget.limit()),
         IdentityHeader::BudgetRemainingCents => cents(policy.budget.remaining()),
-        IdentityHeader::Model => text(model),
+        IdentityHeader::Model => text(permit.model()),
     }
 }
 
@@ -178,26 +178,41 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::body::Body;
     use crate::domain::deny_list::DenyList;
     use crate::domain::policy;
     use crate::domain::proof::{Proven, Verdict};
     use crate::domain::record::Candidate;
     use crate::domain::request::{Request, RouteOptions};
     use crate::domain::row::CandidateRow;
+    use crate::domain::rules::PolicyRules;
     use crate::domain::time::Timestamp;
 
     fn permit(change: impl FnOnce(&mut CandidateRow)) -> Permit {
         let mut row = CandidateRow::sample("sha256:00");
         change(&mut row);
         let proven = Proven::from_verdict(&Arc::new(Candidate::from_row(&row)), Verdict::Match).unwrap();
-        let request = Request { method: "GET", path: "/", client: None, route: RouteOptions::default() };
-        policy::evaluate(proven, &DenyList::default(), &request, Timestamp::from_microseconds(0)).unwrap()
+        let request = Request {
+            method: "GET",
+            path: "/",
+            client: None,
+            route: RouteOptions::default(),
+            body: Body::default(),
+        };
+        policy::evaluate(
+            proven,
+            &DenyList::default(),
+            &PolicyRules::default(),
+            &request,
+            Timestamp::from_microseconds(0),
+        )
+        .unwrap()
     }
 
     fn of(permit: &Permit, sent: &[(&str, &str)]) -> (Vec<HeaderPair>, Vec<String>) {
         let pairs: Vec<_> =
             sent.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect();
-        IdentityHeaders::new("x-keyward-", IdentityHeader::ALL).of(permit, "", &Headers::from_pairs(&pairs))
+        IdentityHeaders::new("x-keyward-", IdentityHeader::ALL).of(permit, &Headers::from_pairs(&pairs))
     }
 
     fn get<'a>(set: &'a [HeaderPair], name: &str) -> Option<&'a str> {
@@ -261,7 +276,7 @@ mod tests {
         let permit = permit(|_| ());
         for sent in [&[][..], &[IdentityHeader::KeyId][..], IdentityHeader::ALL] {
             let headers = IdentityHeaders::new("x-keyward-", sent);
-            let (set, mut remove) = headers.of(&permit, "gpt-4o", &Headers::from_pairs(&[]));
+            let (set, mut remove) = headers.of(&permit, &Headers::from_pairs(&[]));
             remove.extend(headers.never_sent().iter().cloned());
             let owned = IdentityHeader::ALL.iter().map(|header| header.name()).chain(OTHER_OWNED);
             for name in owned.map(|name| format!("x-keyward-{name}")) {

@@ -12,7 +12,7 @@ use crate::domain::limit::RateLimits;
 use crate::domain::policy::Permit;
 
 /// What is said of an allowed request.
-pub fn of_permit(permit: &Permit, model: &str, tier: Option<Tier>) -> Struct {
+pub fn of_permit(permit: &Permit, tier: Option<Tier>) -> Struct {
     let (key, owner, policy) = (permit.key(), permit.owner(), permit.policy());
     let mut facts = Facts::default();
     facts.text("key_id", &key.id.to_string());
@@ -21,7 +21,10 @@ pub fn of_permit(permit: &Permit, model: &str, tier: Option<Tier>) -> Struct {
     facts.text("user_id", &owner.id.map(|id| id.to_string()).unwrap_or_default());
     facts.text("username", &owner.username);
     facts.text("role", &owner.role);
-    facts.text("model", model);
+    facts.text("model", permit.model());
+    if let Some(denial) = permit.shadow_denial() {
+        facts.text("shadow_reason", denial.reason.code());
+    }
     facts.text("tier", tier.map(Tier::as_str).unwrap_or_default());
     facts.list("scopes", policy.scopes.iter());
     match &policy.models {

@@ -3,11 +3,13 @@
 use std::net::IpAddr;
 
 use envoy_types::pb::envoy::config::core::v3::address::Address;
+use envoy_types::pb::envoy::service::auth::v3::attribute_context::HttpRequest;
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
 use tonic::metadata::MetadataMap;
 
 use super::headers::Headers;
 use super::options::ClientIpSource;
+use crate::domain::body::Body;
 use crate::domain::request::{Request, RouteOptions};
 
 /// One HTTP request as Envoy described it.
@@ -32,6 +34,7 @@ impl<'a> Inbound<'a> {
             path: http.path.split_once('?').map_or(http.path.as_str(), |(path, _)| path),
             client: client(client_ip, attributes, &headers, metadata),
             route: route_options(attributes),
+            body: body(http, &headers),
         };
         // Envoy puts the query into `path` and leaves `query` empty.
         Some(Self { request, headers, target: &http.path })
@@ -65,6 +68,23 @@ fn route_options(attributes: &AttributeContext) -> RouteOptions<'_> {
         allows_anonymous: option("anonymous") == Some("allow"),
         is_strict: option("consistency") == Some("strict"),
     }
+}
+
+/// Only as bytes (`pack_as_bytes`): as text Envoy puts `!` for what is no UTF-8, and the upstream gets something else.
+fn body<'a>(http: &'a HttpRequest, headers: &Headers<'a>) -> Body<'a> {
+    let bytes = Some(http.raw_body.as_slice()).filter(|bytes| !bytes.is_empty());
+    // Envoy's own word where it has one; a caller's header of this name does not get here.
+    let is_whole = if let Some(partial) = headers.text("x-envoy-auth-partial-body") {
+        partial == "false"
+    } else {
+        let announced = headers.text("content-length").and_then(|length| length.parse::<usize>().ok());
+        announced.is_some() && announced == bytes.map(<[u8]>::len)
+    };
+    // Several of them, or one that is no text, are as good as an unknown one.
+    let single = |name: &str| {
+        if headers.values(name).next().is_some() { headers.text(name).unwrap_or("?") } else { "" }
+    };
+    Body { bytes, is_whole, encoding: single("content-encoding"), content_type: single("content-type") }
 }
 
 fn client(
@@ -103,9 +123,7 @@ fn peer(attributes: &AttributeContext) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use envoy_types::pb::envoy::config::core::v3::{Address as CoreAddress, SocketAddress};
-    use envoy_types::pb::envoy::service::auth::v3::attribute_context::{
-        HttpRequest, Peer, Request as RequestAttributes,
-    };
+    use envoy_types::pb::envoy::service::auth::v3::attribute_context::{Peer, Request as RequestAttributes};
 
     use super::*;
 

@@ -73,11 +73,9 @@ impl Responder {
         inbound: Option<&Inbound<'_>>,
     ) -> Result<CheckResponse, LeftToEnvoy> {
         match (&checked.decision, inbound) {
-            (Decision::Allow(permit), Some(inbound)) => Ok(self.allow(
-                permit,
-                metadata::of_permit(permit, inbound.request.route.model, checked.tier),
-                inbound,
-            )),
+            (Decision::Allow(permit), Some(inbound)) => {
+                Ok(self.allow(permit, metadata::of_permit(permit, checked.tier), inbound))
+            }
             (Decision::Anonymous, Some(inbound)) => Ok(self.allow_anonymous(inbound)),
             (Decision::Deny(denied), _) => Ok(self.deny(denied, inbound)),
             (Decision::Unavailable(_), _) => match self.options.on_unavailable {
@@ -92,7 +90,7 @@ impl Responder {
     }
 
     fn allow(&self, permit: &Permit, metadata: Struct, inbound: &Inbound<'_>) -> CheckResponse {
-        let (set, mut remove) = self.identity.of(permit, inbound.request.route.model, &inbound.headers);
+        let (set, mut remove) = self.identity.of(permit, &inbound.headers);
         self.add_removals(inbound, &mut remove);
         let headers = set.into_iter().map(|(name, value)| overwrite(name, value)).collect();
         ok(
@@ -139,7 +137,7 @@ impl Responder {
     fn deny(&self, denied: &Denied, inbound: Option<&Inbound<'_>>) -> CheckResponse {
         let reason = denied.reason;
         let refusal =
-            Refusal { status: reason.http_status(), code: reason.code(), message: reason.message() };
+            Refusal { status: reason.http_status(), code: reason.code(), message: denied.message() };
         self.refuse(refusal, Some(denied), inbound)
     }
 

@@ -63,6 +63,13 @@ pub struct TierLabels {
     pub tier: &'static str,
 }
 
+/// What would have been denied.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ShadowLabels {
+    /// A denial code.
+    pub reason: &'static str,
+}
+
 /// Which program is running.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct BuildLabels {
@@ -108,6 +115,8 @@ pub struct Metrics {
     cache_requests: Family<CacheLabels, Counter>,
     record_requests: ByTier<ByResult>,
     verdict_requests: ByTier<ByResult>,
+    /// `keyward_shadow_denials_total`
+    shadow_denials: Family<ShadowLabels, Counter>,
     /// `keyward_bcrypt_duration_seconds`
     pub bcrypt_duration: Histogram,
     /// Comparisons so far: the histogram's count, for `/stats`.
@@ -195,6 +204,16 @@ impl ByResult {
     }
 }
 
+/// What rules of policy say; there from the start, at zero, so that "none" can be told from "not asked".
+const SHADOW_REASONS: [&str; 6] = [
+    "ip_not_allowed",
+    "endpoint_not_allowed",
+    "ambiguous_request",
+    "scope_missing",
+    "model_not_allowed",
+    "insufficient_quota",
+];
+
 fn check_buckets() -> Histogram {
     // 50 µs to 1.6 s: the steps double.
     Histogram::new(exponential_buckets(0.000_05, 2.0, 16))
@@ -221,6 +240,10 @@ impl Metrics {
                 })
             })
         };
+        let shadow_denials = Family::<ShadowLabels, Counter>::default();
+        for reason in SHADOW_REASONS {
+            let _ = shadow_denials.get_or_create(&ShadowLabels { reason });
+        }
         let build_info = Family::<BuildLabels, Gauge<i64, AtomicI64>>::default();
         build_info.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
         Self {
@@ -232,6 +255,7 @@ impl Metrics {
             checks,
             check_duration,
             cache_requests,
+            shadow_denials,
             bcrypt_duration: Histogram::new(exponential_buckets(0.001, 2.0, 12)),
             bcrypt_computed: Counter::default(),
             bcrypt_queue_depth: Gauge::default(),
@@ -269,6 +293,11 @@ impl Metrics {
         duration.observe(elapsed.as_secs_f64());
     }
 
+    /// Counts one request that a rule in shadow mode would have denied.
+    pub fn count_shadow_denial(&self, reason: &'static str) {
+        self.shadow_denials.get_or_create(&ShadowLabels { reason }).inc();
+    }
+
     /// Counts one look-up.
     pub fn count_cache(&self, cache: CacheKind, tier: Tier, result: CacheResult) {
         self.cache_counter(cache, tier, result).inc();
@@ -300,6 +329,11 @@ impl Metrics {
             "cache_requests",
             "Look-ups by cache, tier and result",
             self.cache_requests.clone(),
+        );
+        registry.register(
+            "shadow_denials",
+            "Allowed requests that a rule in shadow mode would have denied, by reason",
+            self.shadow_denials.clone(),
         );
         registry.register(
             "bcrypt_duration_seconds",

@@ -19,6 +19,7 @@ mod envoy_config;
 mod feed_triggers;
 mod house;
 mod lifecycle;
+mod models;
 mod path;
 mod postgres_serve;
 mod program;

@@ -65,6 +65,7 @@ async fn the_upstream_learns_who_is_calling_and_what_they_may_use() {
         ("rate-limit-hour", "1000"),
         ("budget-limit-cents", "500"),
         ("budget-remaining-cents", "500"),
+        ("model", "gpt-4o-mini"),
     ] {
         assert_eq!(echo.values(&format!("x-keyward-{name}")), [value], "{name}");
     }

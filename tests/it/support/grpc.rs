@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, 
 use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
+use envoy_types::pb::google::protobuf::value::Kind;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
@@ -144,6 +145,22 @@ impl Answer {
             }
             Some(HttpResponse::OkResponse(_)) => 200,
             Some(HttpResponse::ErrorResponse(_)) | None => 0,
+        }
+    }
+
+    /// The body that the caller of a denied request gets.
+    pub(crate) fn body(&self) -> &str {
+        match &self.0.http_response {
+            Some(HttpResponse::DeniedResponse(denied)) => &denied.body,
+            _ => "",
+        }
+    }
+
+    /// A text of the dynamic metadata.
+    pub(crate) fn metadata(&self, name: &str) -> Option<&str> {
+        match self.0.dynamic_metadata.as_ref()?.fields.get(name)?.kind.as_ref()? {
+            Kind::StringValue(text) => Some(text),
+            _ => None,
         }
     }
 

@@ -32,8 +32,12 @@ impl Request {
     }
 
     pub(crate) fn post(path: &str, body: &str) -> Self {
+        Self::post_as("application/json", path, body)
+    }
+
+    pub(crate) fn post_as(content_type: &str, path: &str, body: &str) -> Self {
         let mut request = Self::new("POST", path)
-            .header("content-type", "application/json")
+            .header("content-type", content_type)
             .header("content-length", body.len().to_string());
         request.body = body.as_bytes().to_vec();
         request

@@ -1,0 +1,397 @@
+//! The models that a JSON body names: one pass over the bytes, nothing is kept but the names.
+//!
+//! Strict, because leniency is where two readers differ: exactly one object, UTF-8, nothing behind it, no name twice that
+//! any reader could take for `model`. Readers that compare names without case (Go's) are taken into account.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::body::BodyDefect;
+
+/// Deeper documents are refused: upstreams give up at very different depths.
+const MAX_DEPTH: usize = 128;
+
+/// Longest name of a model.
+const MAX_MODEL_BYTES: usize = 512;
+
+/// Most models in a list of fallbacks.
+const MAX_FALLBACKS: usize = 64;
+
+/// The fields that name models: the one that is asked for, and those that routers may turn to instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Model,
+    /// `models` as `OpenRouter` has it, `fallbacks` as `LiteLLM` does.
+    Fallbacks(usize),
+}
+
+const FALLBACKS: [&str; 2] = ["models", "fallbacks"];
+
+/// Calls `each` with every model that the body names, the one in `model` first.
+pub(super) fn models(bytes: &[u8], each: &mut dyn FnMut(&str)) -> Result<(), BodyDefect> {
+    if is_too_deep(bytes) {
+        return Err(BodyDefect::Unreadable);
+    }
+    // The reader does not look into strings that it ignores.
+    let text = std::str::from_utf8(bytes).map_err(|_| BodyDefect::Unreadable)?;
+    let mut found = Found::default();
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let read = reader.deserialize_map(&mut found).and_then(|()| reader.end());
+    if let Some(defect) = found.defect {
+        return Err(defect);
+    }
+    read.map_err(|_| BodyDefect::Unreadable)?;
+    each(&found.model.ok_or(BodyDefect::NoModel)?);
+    found.fallbacks.iter().for_each(|model| each(model));
+    Ok(())
+}
+
+/// Whether brackets outside strings are nested too deeply. Strings, which are most of a prompt, are jumped over.
+fn is_too_deep(bytes: &[u8]) -> bool {
+    let (mut rest, mut depth) = (bytes, 0_usize);
+    while let Some((byte, behind)) = rest.split_first() {
+        rest = behind;
+        match byte {
+            b'"' => rest = behind_string(behind),
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return true;
+                }
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// What is behind the end of a string that has begun; nothing where it does not end.
+fn behind_string(mut rest: &[u8]) -> &[u8] {
+    while let Some(at) = memchr::memchr2(b'"', b'\\', rest) {
+        match rest.get(at..) {
+            Some([b'"', behind @ ..]) => return behind,
+            Some([_, _, behind @ ..]) => rest = behind,
+            Some(_) | None => break,
+        }
+    }
+    &[]
+}
+
+#[derive(Default)]
+struct Found {
+    model: Option<String>,
+    fallbacks: Vec<String>,
+    has_fallbacks: [bool; FALLBACKS.len()],
+    /// Told apart from what `serde_json` has to say, which is only that the document is wrong.
+    defect: Option<BodyDefect>,
+}
+
+impl Found {
+    fn refuse<E: Error>(&mut self, defect: BodyDefect) -> E {
+        self.defect.get_or_insert(defect);
+        E::custom("refused")
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Found {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(Name(name)) = map.next_key()? {
+            match field(&name) {
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+                Some((_, is_exact)) if !is_exact => return Err(self.refuse(BodyDefect::Duplicate)),
+                Some((Field::Model, _)) => {
+                    if self.model.is_some() {
+                        return Err(self.refuse(BodyDefect::Duplicate));
+                    }
+                    match map.next_value::<Text>()? {
+                        Text(Some(model)) if model.len() <= MAX_MODEL_BYTES => self.model = Some(model),
+                        Text(_) => return Err(self.refuse(BodyDefect::WrongType)),
+                    }
+                }
+                Some((Field::Fallbacks(which), _)) => {
+                    let seen = self.has_fallbacks.get_mut(which);
+                    if seen.is_none_or(|seen| std::mem::replace(seen, true)) {
+                        return Err(self.refuse(BodyDefect::Duplicate));
+                    }
+                    match map.next_value::<List>()? {
+                        List(Some(models)) => self.fallbacks.extend(models),
+                        List(None) => return Err(self.refuse(BodyDefect::WrongType)),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which field a name is to the most generous reader, and whether it is spelled as it should be.
+fn field(name: &str) -> Option<(Field, bool)> {
+    let is = |field: &str| folds_to(name, field);
+    if is("model") {
+        return Some((Field::Model, name == "model"));
+    }
+    let which = FALLBACKS.iter().position(|field| is(field))?;
+    Some((Field::Fallbacks(which), FALLBACKS.get(which).is_some_and(|field| *field == name)))
+}
+
+/// Go's rule: letters in any case, and the two that fold to ASCII letters from outside (the long s and the Kelvin sign).
+fn folds_to(name: &str, field: &str) -> bool {
+    let folded = name.chars().map(|letter| match letter {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        other => other.to_ascii_lowercase(),
+    });
+    folded.eq(field.chars())
+}
+
+/// A name, borrowed where it has no escapes.
+struct Name<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> serde::Deserialize<'de> for Name<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NameVisitor;
+        impl<'de> Visitor<'de> for NameVisitor {
+            type Value = Name<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+            fn visit_borrowed_str<E: Error>(self, name: &'de str) -> Result<Self::Value, E> {
+                Ok(Name(Cow::Borrowed(name)))
+            }
+            fn visit_str<E: Error>(self, name: &str) -> Result<Self::Value, E> {
+                Ok(Name(Cow::Owned(name.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(NameVisitor)
+    }
+}
+
+/// A string, or `None` for any other value.
+struct Text(Option<String>);
+
+/// A list of strings, or `None` for any other value. An entry may also be an object with the string `model`.
+struct List(Option<Vec<String>>);
+
+macro_rules! visit_others {
+    ($none:expr) => {
+        fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+            Ok($none)
+        }
+        fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+            Ok($none)
+        }
+        fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+            Ok($none)
+        }
+        fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+            Ok($none)
+        }
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok($none)
+        }
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a value")
+        }
+    };
+}
+
+impl<'de> serde::Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text;
+            visit_others!(Text(None));
+            fn visit_str<E>(self, text: &str) -> Result<Text, E> {
+                Ok(Text(Some(text.to_owned())))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Text, A::Error> {
+                while items.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Text(None))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Text, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Text(None))
+            }
+        }
+        deserializer.deserialize_any(TextVisitor)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for List {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ListVisitor;
+        impl<'de> Visitor<'de> for ListVisitor {
+            type Value = List;
+            visit_others!(List(None));
+            fn visit_str<E>(self, _: &str) -> Result<List, E> {
+                Ok(List(None))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<List, A::Error> {
+                let mut models = Some(Vec::new());
+                while let Some(Text(text)) = items.next_element()? {
+                    models = match (models, text) {
+                        (Some(mut models), Some(text))
+                            if text.len() <= MAX_MODEL_BYTES && models.len() < MAX_FALLBACKS =>
+                        {
+                            models.push(text);
+                            Some(models)
+                        }
+                        _ => None,
+                    };
+                }
+                Ok(List(models))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<List, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(List(None))
+            }
+        }
+        deserializer.deserialize_any(ListVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn of(body: &[u8]) -> Result<Vec<String>, BodyDefect> {
+        let mut found = Vec::new();
+        models(body, &mut |model| found.push(model.to_owned()))?;
+        Ok(found)
+    }
+
+    fn named(body: &str) -> Result<Vec<String>, BodyDefect> {
+        of(body.as_bytes())
+    }
+
+    #[test]
+    fn the_model_is_found_in_any_order_and_through_escapes() {
+        for (body, expected) in [
+            (r#"{"model":"gpt-4o"}"#, vec!["gpt-4o"]),
+            (r#" { "messages" : [{"model":"inner","x":{"model":1}}], "model" : "gpt-4o" } "#, vec!["gpt-4o"]),
+            (r#"{"\u006dodel":"gpt\u002d4o"}"#, vec!["gpt-4o"]),
+            (r#"{"a":"\"model\":\"x\"","model":"m"}"#, vec!["m"]),
+            (r#"{"models":["a","b"],"model":"m","fallbacks":["c"]}"#, vec!["m", "a", "b", "c"]),
+            (r#"{"model":"","n":-1.5e3,"t":true,"u":null}"#, vec![""]),
+        ] {
+            assert_eq!(named(body), Ok(expected.iter().map(ToString::to_string).collect()), "{body}");
+        }
+    }
+
+    #[test]
+    fn what_two_readers_could_read_differently_is_refused() {
+        use BodyDefect::{Duplicate, NoModel, Unreadable, WrongType};
+        for (body, expected) in [
+            (r#"{"model":"a","model":"b"}"#, Duplicate),
+            (r#"{"model":"a","model":"a"}"#, Duplicate),
+            (r#"{"model":"a","\u006dodel":"b"}"#, Duplicate),
+            (r#"{"model":"a","MODEL":"b"}"#, Duplicate),
+            (r#"{"Model":"a"}"#, Duplicate),
+            (r#"{"model":"a","model\u017f":["b"]}"#, Duplicate),
+            (r#"{"model":"a","fallbac\u212as":["b"]}"#, Duplicate),
+            (r#"{"model":"a","models":["b"],"models":["c"]}"#, Duplicate),
+            (r#"{"model":null}"#, WrongType),
+            (r#"{"model":["a"]}"#, WrongType),
+            (r#"{"model":{"model":"a"}}"#, WrongType),
+            (r#"{"model":7}"#, WrongType),
+            (r#"{"model":"a","models":"b"}"#, WrongType),
+            (r#"{"model":"a","fallbacks":[{"gpt":["b"]}]}"#, WrongType),
+            (r#"{"model":"a","models":["b",1]}"#, WrongType),
+            (r#"{"messages":[]}"#, NoModel),
+            (r#"{"models":["a"]}"#, NoModel),
+            ("", Unreadable),
+            ("[]", Unreadable),
+            (r#""model""#, Unreadable),
+            (r#"{"model":"a"} {"model":"b"}"#, Unreadable),
+            (r#"{"model":"a"}x"#, Unreadable),
+            (r#"{"model":"a",}"#, Unreadable),
+            (r#"{"model":"a"/* */}"#, Unreadable),
+            (r"{'model':'a'}", Unreadable),
+            (r#"{model:"a"}"#, Unreadable),
+            (r#"{"model":"a","x":NaN}"#, Unreadable),
+            (r#"{"model":"a","x":01}"#, Unreadable),
+            ("{\"model\":\"a\",\"x\":\"\n\"}", Unreadable),
+            (r#"{"model":"\ud800"}"#, Unreadable),
+            ("\u{feff}{\"model\":\"a\"}", Unreadable),
+            (r#"{"model":"a""#, Unreadable),
+        ] {
+            assert_eq!(named(body), Err(expected), "{body}");
+        }
+        assert_eq!(of(b"{\"model\":\"a\",\"x\":\"\xff\"}"), Err(Unreadable));
+        assert_eq!(of(b"{\0\"\0m\0"), Err(Unreadable), "UTF-16");
+        assert_eq!(named(&format!(r#"{{"model":"{}"}}"#, "x".repeat(513))), Err(WrongType));
+    }
+
+    #[test]
+    fn depth_is_bounded_and_brackets_in_strings_do_not_count() {
+        let nested =
+            |depth: usize| format!(r#"{{"x":{}{},"model":"m"}}"#, "[".repeat(depth), "]".repeat(depth));
+        assert!(named(&nested(127)).is_ok());
+        assert_eq!(named(&nested(128)), Err(BodyDefect::Unreadable));
+        let quoted = format!(r#"{{"x":"{}","y":"\\\"{{{{","model":"m"}}"#, "[".repeat(1000));
+        assert!(named(&quoted).is_ok());
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[a-c\"\\\\{}\\[\\]é]{0,6}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 4, |inner| {
+            let name = prop_oneof![Just("model".to_owned()), Just("models".to_owned()), "[a-cM\"\\\\]{0,4}"];
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec((name, inner), 0..5)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        /// A whole parser as the second reader.
+        #[test]
+        fn agrees_with_a_whole_parse(document in any_json(), pretty in any::<bool>()) {
+            let text = if pretty { serde_json::to_string_pretty(&document) } else { serde_json::to_string(&document) }.unwrap();
+            let expected = document.get("model").and_then(Value::as_str);
+            match named(&text) {
+                Ok(found) => prop_assert_eq!(found.first().map(String::as_str), expected),
+                Err(BodyDefect::NoModel) => prop_assert!(document.is_object() && document.get("model").is_none()),
+                Err(BodyDefect::Unreadable) => prop_assert!(!document.is_object()),
+                Err(_) => {}
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = of(&bytes);
+        }
+
+        /// A cut document never names a model.
+        #[test]
+        fn no_part_of_a_document_is_one(document in any_json(), keep in 0.0_f64..1.0) {
+            let text = serde_json::to_string(&document).unwrap();
+            let length = text.len();
+            #[allow(clippy::as_conversions, clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a share of a short text")]
+            let cut = (length as f64 * keep) as usize;
+            if cut < length && document.is_object() {
+                prop_assert!(of(&text.as_bytes()[..cut]).is_err());
+            }
+        }
+    }
+}
