@@ -97,6 +97,13 @@ def show(demo):
     narrow = demo.create_key("embeddings only", "--allowed-endpoints", "POST /v1/embeddings")
     status, reason, _ = demo.chat(narrow["key"])
     step(f"a key for /v1/embeddings asks for {CHAT}", says(status, reason), (status, reason) == (403, "endpoint_not_allowed"))
+    status, reason, answer = demo.chat(secret, model="o3-pro")
+    step("a model that is not on the key's list", f"{says(status, reason)}: {answer}", (status, reason) == (403, "model_not_allowed"))
+    status, reason, _ = demo.chat(secret, model="gpt-4o", more=',"model":"o3-pro"')
+    step("the same model, named behind one that is", says(status, reason), (status, reason) == (400, "ambiguous_request"))
+    spent = demo.create_key("nothing left", "--budget-limit-cents", "0")
+    status, reason, _ = demo.chat(spent["key"])
+    step("a key whose budget is used up", says(status, reason), (status, reason) == (402, "insufficient_quota"))
     demo.cli("key", "revoke", str(key["id"]))
     began = time.monotonic()
     status, reason, requests = 200, "", 0
@@ -194,15 +201,17 @@ class Demo:
             raise Failure(f"key create printed {sorted(key)}, without id and key")
         return key
 
-    def chat(self, key=None, headers=()):
-        """One request through Envoy: status, reason of a denial, what the model said."""
-        body = json.dumps({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello!"}]})
+    def chat(self, key=None, headers=(), model="gpt-4o-mini", more=""):
+        """One request through Envoy: status, reason of a denial, what the model or the denial said."""
+        messages = json.dumps([{"role": "user", "content": "Hello!"}])
+        body = f'{{"model":{json.dumps(model)},"messages":{messages}{more}}}'
         sent = {"content-type": "application/json", **dict(headers)}
         if key is not None:
             sent["authorization"] = f"Bearer {key}"
         status, answered, text = post(self.port, CHAT, body, sent)
         reason = answered.get("x-keyward-reason", "")
-        spoken = json.loads(text)["choices"][0]["message"]["content"] if status == 200 else ""
+        answer = json.loads(text)
+        spoken = answer["choices"][0]["message"]["content"] if status == 200 else answer["error"]["message"]
         return status, reason, spoken
 
     def metric(self, name, **labels):
