@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::failure::{Exit, Failure};
 use super::flags::{AllSettings, SettingFlags};
-use super::output::{Output, Record, note};
-use crate::config::Effective;
+use super::output::{Output, Record, note, print_json};
+use crate::config::{self, Effective};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
@@ -26,6 +26,9 @@ pub(super) enum ConfigCommand {
         #[command(flatten)]
         settings: SettingFlags<AllSettings>,
     },
+    /// Print the JSON Schema of the settings file, for editors and CI
+    #[command(after_help = "Example:\n  keyward config schema")]
+    Schema,
 }
 
 impl ConfigCommand {
@@ -40,6 +43,7 @@ impl ConfigCommand {
                 let records: Vec<Record> = loaded.effective().iter().map(record).collect();
                 output.print_list(&["setting", "origin", "source", "value"], &records)?;
             }
+            Self::Schema => print_json(&config::schema())?,
         }
         Ok(Exit::Done)
     }

@@ -10,6 +10,7 @@ mod deny;
 mod failure;
 mod flags;
 mod key;
+mod manual;
 mod migrate;
 mod output;
 mod parts;
@@ -84,6 +85,14 @@ enum Command {
         #[command(subcommand)]
         command: config::ConfigCommand,
     },
+    /// Print the completions for a shell
+    #[command(after_help = "Examples:\n  keyward completions bash\n  \
+                            In ~/.bashrc: source <(keyward completions bash)")]
+    Completions(manual::Completions),
+    /// Print the manual page, or write those of all commands
+    #[command(after_help = "Examples:\n  keyward man\n  keyward man --to /usr/local/share/man/man1\n  \
+                            Read it at once: keyward man | man -l -")]
+    Man(manual::Manual),
 }
 
 impl Cli {
@@ -97,6 +106,8 @@ impl Cli {
             Command::Cache { command } => command.run(),
             Command::Deny { command } => command.run(),
             Command::Config { command } => command.run(),
+            Command::Completions(command) => command.run(),
+            Command::Man(command) => command.run(),
         }
     }
 }

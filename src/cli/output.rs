@@ -106,15 +106,20 @@ fn cell(value: &Value) -> String {
     text.chars().map(escape).collect()
 }
 
-fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(anyhow::Error::new)?;
     print(&text)
 }
 
-/// Prints lines to standard output. A reader that went away (`| head`) is no error.
+/// Prints lines to standard output.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
+    print_bytes(format!("{text}\n").as_bytes())
+}
+
+/// Prints bytes to standard output. A reader that went away (`| head`) is no error.
+pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::refused(anyhow::Error::new(error).context("write to standard output")))
         }

@@ -6,6 +6,7 @@
 mod file;
 mod load;
 mod nearest;
+mod schema;
 mod settings;
 mod values;
 
@@ -13,5 +14,6 @@ mod values;
 mod pages;
 
 pub use load::{Effective, Given, Loaded, Mistakes, Origin, load};
+pub use schema::schema;
 pub use settings::{Secrecy, Setting, Settings, TABLE};
 pub use values::{Listen, SecretUrl, Shown};

@@ -10,7 +10,10 @@ use tempfile::tempdir;
 
 use crate::program::{Ended, keyward, run};
 
-const COMMANDS: [&[&str]; 24] = [
+const COMMANDS: [&[&str]; 27] = [
+    &["config", "schema"],
+    &["completions"],
+    &["man"],
     &[],
     &["serve"],
     &["migrate"],
@@ -251,4 +254,33 @@ fn a_key_from_creation_to_revocation() {
     assert_eq!(json(&["key", "show", &id])["is_active"], false);
     assert_eq!(run(directory.path(), &["key", "show", "4711"]).code, 1);
     assert_eq!(run(directory.path(), &["key", "create", "--user", "bob", "--name", "n"]).code, 1);
+}
+
+#[test]
+fn completions_know_every_command() {
+    let directory = tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let ended = run(directory.path(), &["completions", shell]);
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        for word in ["serve", "migrate", "create", "allowed-models"] {
+            assert!(ended.stdout.contains(word), "{shell} does not know {word}");
+        }
+    }
+    let ended = run(directory.path(), &["completions", "tcsh"]);
+    assert_eq!(ended.code, 2);
+    assert!(ended.stderr.contains("bash"), "{}", ended.stderr);
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let directory = tempdir().unwrap();
+    let ended = run(directory.path(), &["man"]);
+    assert!(ended.stdout.starts_with(".ie") && ended.stdout.contains(".TH keyward 1"), "{}", ended.stdout);
+    let ended = run(directory.path(), &["man", "--to", "pages"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    for page in ["keyward.1", "keyward-serve.1", "keyward-key-create.1", "keyward-config-schema.1"] {
+        let text = std::fs::read_to_string(directory.path().join("pages").join(page)).unwrap();
+        let name = page.trim_end_matches(".1");
+        assert!(text.contains(&format!(".TH {name} 1")), "{page}: {text}");
+    }
 }

@@ -134,3 +134,21 @@ fn a_switch_may_stand_alone() {
     let ended = run(directory.path(), &["config", "print", "--forward-credentials", "--output", "json"]);
     assert_eq!(row(&printed(&ended), "forward-credentials")["value"], "on");
 }
+
+/// What an editor says of a settings file is what `config check` says, as far as a schema goes.
+#[test]
+fn the_schema_accepts_the_shipped_file_and_refuses_what_is_no_setting() {
+    let directory = tempdir().unwrap();
+    let ended = run(directory.path(), &["config", "schema"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let schema = jsonschema::validator_for(&serde_json::from_str(&ended.stdout).unwrap()).unwrap();
+    let read = |text: &str| serde_saphyr::from_str::<Value>(text).unwrap();
+    let shipped = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/keyward.yaml")).unwrap();
+    if let Err(error) = schema.validate(&read(&shipped)) {
+        panic!("{error} at {}", error.instance_path());
+    }
+    assert!(schema.is_valid(&read("grpc: {listen: '127.0.0.1:1'}\nforward: {credentials: true}")));
+    for wrong in ["grcp: {listen: x}", "grpc: {lisen: x}", "grpc: 7", "log: {format: xml}", "lease: [1s]"] {
+        assert!(!schema.is_valid(&read(wrong)), "{wrong}");
+    }
+}
