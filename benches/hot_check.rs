@@ -237,9 +237,12 @@ fn constant_server() {
     );
 }
 
-/// About what Envoy sends for a chat completion: 500 to 700 bytes.
+/// About what Envoy sends for a chat completion: a kilobyte, with a small body, whose model is held against a list.
 fn check_request(key: &str) -> CheckRequest {
     let authorization = format!("Bearer {key}");
+    let prompt = "Why is the sky blue? Answer in one sentence. ".repeat(7);
+    let body = format!(r#"{{"messages":[{{"role":"user","content":"{prompt}"}}],"model":"gpt-4o-mini"}}"#);
+    let length = body.len().to_string();
     let headers = [
         (":authority", "llm.example.com"),
         (":method", "POST"),
@@ -248,7 +251,8 @@ fn check_request(key: &str) -> CheckRequest {
         ("authorization", &authorization),
         ("accept", "application/json"),
         ("content-type", "application/json"),
-        ("content-length", "412"),
+        ("content-length", &length),
+        ("x-envoy-auth-partial-body", "false"),
         ("user-agent", "OpenAI/Python 2.8.1"),
         ("x-forwarded-proto", "https"),
         ("x-request-id", "6f1f2f6e-5d2a-4e0b-9d1c-2b1a0c9d8e7f"),
@@ -262,6 +266,7 @@ fn check_request(key: &str) -> CheckRequest {
         scheme: "https".into(),
         protocol: "HTTP/1.1".into(),
         headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+        raw_body: body.into_bytes(),
         ..HttpRequest::default()
     };
     let peer = |address: &str| {

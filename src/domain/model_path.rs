@@ -1,5 +1,6 @@
 //! Which paths take a model, and which of them name it themselves (`--model-paths`).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -53,14 +54,13 @@ impl ModelPaths {
     /// A path is taken for one of these wherever a lenient upstream might: in any case, with escapes, with a slash at its
     /// end. To be asked about paths that are not ambiguous.
     pub fn of(&self, path: &str) -> Option<TakesModel> {
-        let segments: Option<Vec<String>> = path
-            .strip_prefix('/')?
-            .trim_end_matches('/')
-            .split('/')
-            .map(|segment| String::from_utf8(decode(segment)?).ok())
-            .collect();
-        let segments = segments?;
-        self.paths.iter().find_map(|pattern| pattern.matches(&segments))
+        let decoded = if path.contains('%') {
+            Cow::Owned(String::from_utf8(decode(path)?).ok()?)
+        } else {
+            Cow::Borrowed(path)
+        };
+        let path = decoded.strip_prefix('/')?.trim_end_matches('/');
+        self.paths.iter().find_map(|pattern| pattern.matches(path))
     }
 }
 
@@ -114,28 +114,31 @@ impl ModelPath {
         (models.count() <= 1).then_some(Self { segments, takes_rest })
     }
 
-    fn matches(&self, path: &[String]) -> Option<TakesModel> {
-        if path.len() < self.segments.len() || (path.len() > self.segments.len() && !self.takes_rest) {
-            return None;
-        }
+    /// Held against each request of a key with a list, so it copies nothing but a model that it finds.
+    fn matches(&self, path: &str) -> Option<TakesModel> {
+        let mut rest = path.split('/');
         let mut named = None;
-        for (pattern, segment) in self.segments.iter().zip(path) {
+        for pattern in &self.segments {
+            let segment = rest.next()?;
             match pattern {
                 Segment::Literal(literal) if segment.eq_ignore_ascii_case(literal) => {}
                 Segment::Any if !segment.is_empty() => {}
-                Segment::Model if !segment.is_empty() => named = Some(segment.clone()),
+                Segment::Model if !segment.is_empty() => named = Some(segment),
                 Segment::ModelAndVerb => {
                     let (model, _) = segment.rsplit_once(':').filter(|(model, _)| !model.is_empty())?;
-                    named = Some(model.to_owned());
+                    named = Some(model);
                 }
                 Segment::Literal(_) | Segment::Any | Segment::Model => return None,
             }
         }
+        if !self.takes_rest && rest.next().is_some() {
+            return None;
+        }
         // Pictures and sound are uploaded; everything else speaks JSON.
         let takes_forms = path
-            .iter()
+            .split('/')
             .any(|segment| ["images", "audio"].iter().any(|kind| segment.eq_ignore_ascii_case(kind)));
-        Some(TakesModel { named, takes_forms })
+        Some(TakesModel { named: named.map(str::to_owned), takes_forms })
     }
 }
 

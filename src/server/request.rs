@@ -72,19 +72,22 @@ fn route_options(attributes: &AttributeContext) -> RouteOptions<'_> {
 
 /// Only as bytes (`pack_as_bytes`): as text Envoy puts `!` for what is no UTF-8, and the upstream gets something else.
 fn body<'a>(http: &'a HttpRequest, headers: &Headers<'a>) -> Body<'a> {
-    let bytes = Some(http.raw_body.as_slice()).filter(|bytes| !bytes.is_empty());
+    if http.raw_body.is_empty() {
+        return Body::default();
+    }
     // Envoy's own word where it has one; a caller's header of this name does not get here.
     let is_whole = if let Some(partial) = headers.text("x-envoy-auth-partial-body") {
         partial == "false"
     } else {
         let announced = headers.text("content-length").and_then(|length| length.parse::<usize>().ok());
-        announced.is_some() && announced == bytes.map(<[u8]>::len)
+        announced == Some(http.raw_body.len())
     };
     // Several of them, or one that is no text, are as good as an unknown one.
     let single = |name: &str| {
-        if headers.values(name).next().is_some() { headers.text(name).unwrap_or("?") } else { "" }
+        headers.text(name).or_else(|| headers.values(name).next().map(|_| "?")).unwrap_or_default()
     };
-    Body { bytes, is_whole, encoding: single("content-encoding"), content_type: single("content-type") }
+    let (encoding, content_type) = (single("content-encoding"), single("content-type"));
+    Body { bytes: Some(&http.raw_body), is_whole, encoding, content_type }
 }
 
 fn client(
