@@ -29,7 +29,8 @@ enum Field {
 
 const FALLBACKS: [&str; 2] = ["models", "fallbacks"];
 
-/// Calls `each` with every model that the body names, the one in `model` first.
+/// Calls `each` with every model that the body names, the one in `model` first; also with fallbacks of a body without it,
+/// because path or route may name the main one.
 pub(super) fn models(bytes: &[u8], each: &mut dyn FnMut(&str)) -> Result<(), BodyDefect> {
     if is_too_deep(bytes) {
         return Err(BodyDefect::Unreadable);
@@ -43,9 +44,8 @@ pub(super) fn models(bytes: &[u8], each: &mut dyn FnMut(&str)) -> Result<(), Bod
         return Err(defect);
     }
     read.map_err(|_| BodyDefect::Unreadable)?;
-    each(&found.model.ok_or(BodyDefect::NoModel)?);
-    found.fallbacks.iter().for_each(|model| each(model));
-    Ok(())
+    found.model.iter().chain(&found.fallbacks).for_each(|model| each(model));
+    found.model.map(drop).ok_or(BodyDefect::NoModel)
 }
 
 /// Whether brackets outside strings are nested too deeply. Strings, which are most of a prompt, are jumped over.

@@ -21,6 +21,7 @@ mod house;
 mod lifecycle;
 mod models;
 mod path;
+mod policy_oracle;
 mod postgres_serve;
 mod program;
 mod redis_tier;
