@@ -21,7 +21,7 @@ use crate::domain::denial::Denial;
 use crate::domain::key::PresentedKey;
 use crate::domain::record::KeyId;
 use crate::domain::request::{Request, RouteOptions};
-use crate::store::admin::{NewKey, NewUser, UserRef};
+use crate::store::admin::{KeyFilter, NewKey, NewUser, UserRef};
 use crate::store::{Store, StoreError};
 use crate::telemetry::metrics::Metrics;
 
@@ -114,7 +114,8 @@ impl Canary {
 
     async fn remove_forgotten(&self) -> Result<(), StoreError> {
         let now = clock::wall();
-        for key in self.store.list_keys(Some(&UserRef::Username(USERNAME.to_owned()))).await? {
+        let user = Some(UserRef::Username(USERNAME.to_owned()));
+        for key in self.store.list_keys(&KeyFilter { user, ..KeyFilter::default() }).await? {
             if key.updated_at.is_some_and(|at| now.saturating_since(at) > FORGOTTEN_AFTER) {
                 match self.store.delete_key(key.id).await {
                     Ok(()) | Err(StoreError::NotFound(_)) => {}

@@ -31,7 +31,8 @@ use crate::clock;
 use crate::domain::decision::{Cause, Decision, Denied, Tier};
 use crate::domain::denial::Denial;
 use crate::domain::deny_list::DenyList;
-use crate::domain::key::{PrefixLength, PresentedKey};
+use crate::domain::key::PresentedKey;
+use crate::domain::key_format::KeyForm;
 use crate::domain::policy;
 use crate::domain::request::Request;
 use crate::domain::rules::PolicyRules;
@@ -49,7 +50,7 @@ pub struct Authorizer {
     rules: PolicyRules,
     /// Told of each allowed use, for `last_used_at`.
     uses: UseRecorder,
-    prefix_length: PrefixLength,
+    form: KeyForm,
 }
 
 /// A decision, and where the record behind it came from (`None` where no record was looked up).
@@ -69,16 +70,16 @@ impl Authorizer {
         deny: Arc<DenyControl>,
         rules: PolicyRules,
         uses: UseRecorder,
-        prefix_length: PrefixLength,
+        form: KeyForm,
     ) -> Self {
-        Self { candidates, prover, deny, rules, uses, prefix_length }
+        Self { candidates, prover, deny, rules, uses, form }
     }
 
     /// Decides whether the presented key may make the request, within `deadline`.
     ///
     /// Dropping the future drops the answer alone: look-ups and verifications that began are finished and kept.
     pub async fn check(&self, key: &PresentedKey, request: &Request<'_>, deadline: Duration) -> Checked {
-        let Ok(prefix) = key.prefix(self.prefix_length) else {
+        let Ok(prefix) = key.prefix(self.form.prefix_length) else {
             return Checked {
                 decision: Decision::Deny(Denied::unproven(Denial::MalformedCredentials)),
                 tier: None,
@@ -87,6 +88,10 @@ impl Authorizer {
         let now = clock::now();
         let checked = match self.check_in_memory(key, prefix, request, now) {
             Some(checked) => checked,
+            // Nobody is asked for a key that can't exist. The answer is that to any wrong key.
+            None if self.form.is_mistyped(key) => {
+                Checked { decision: Decision::Deny(Denied::unproven(Denial::InvalidApiKey)), tier: None }
+            }
             None => timeout(deadline, self.check_with_backends(key, prefix, request))
                 .await
                 .unwrap_or(Checked { decision: Decision::Unavailable(Cause::Deadline), tier: None }),

@@ -6,7 +6,7 @@ use super::block_on;
 use super::failure::{Exit, Failure};
 use super::flags::{SettingFlags, StoreSettings};
 use super::output::{note, print};
-use super::user::{Missing, open};
+use super::store::{Missing, open};
 use crate::store;
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod admin_client;
 mod arguments;
 mod cache;
 mod config;
+mod confirm;
 mod deny;
 mod failure;
 mod flags;
@@ -16,6 +17,7 @@ mod output;
 mod parts;
 mod secret;
 mod serve;
+mod store;
 mod user;
 
 pub use failure::{Exit, Failure};
@@ -61,7 +63,7 @@ enum Command {
         #[command(subcommand)]
         command: user::UserCommand,
     },
-    /// Create, list, show and revoke keys
+    /// Create, list, show, change, rotate, revoke, delete and import keys
     #[command(after_help = "Example:\n  keyward key create --user alice --name laptop --expires-in 30d")]
     Key {
         #[command(subcommand)]

@@ -27,6 +27,7 @@ use crate::cache::verdict_name::VerdictNamer;
 use crate::cache::verdicts::VerdictCache;
 use crate::config::Settings;
 use crate::domain::key::{PrefixLength, PresentedKey};
+use crate::domain::key_format::KeyForm;
 use crate::domain::rules::PolicyRules;
 use crate::store::admin::{KeySettings, NewKey, UserRef};
 use crate::store::{SERVE_QUERY_TIMEOUT, Store, StoreOptions, StoreUrl};
@@ -63,6 +64,7 @@ impl Parts {
             connections: STORE_CONNECTIONS,
             query_timeout: SERVE_QUERY_TIMEOUT,
             create_if_missing: true,
+            actor: None,
         })
         .await?;
         let redis = open_redis(settings, metrics).map_err(Failure::usage)?;
@@ -117,7 +119,7 @@ impl Parts {
                 shadow: settings.shadow,
             },
             recorder,
-            settings.key_prefix_length,
+            KeyForm { prefix_length: settings.key_prefix_length, beginning: settings.new_key_prefix.clone() },
         ));
         let caches = CacheAdmin {
             candidates,
@@ -169,6 +171,7 @@ fn canary_key(length: PrefixLength) -> anyhow::Result<(NewKey, PresentedKey)> {
         name: "canary of one replica".to_owned(),
         prefix: secret.prefix.clone(),
         hash: secret.hash(HashForm::Sha256)?,
+        is_active: true,
         settings: KeySettings {
             description: Some("Measures how long a change takes; removed when its replica stops.".to_owned()),
             allowed_endpoints: vec![canary::PATH.to_owned()],

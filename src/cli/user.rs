@@ -7,9 +7,8 @@ use super::block_on;
 use super::failure::{Exit, Failure};
 use super::flags::{SettingFlags, StoreSettings};
 use super::output::{Output, Record, time};
-use crate::config::Settings;
+use super::store::{Missing, open};
 use crate::store::admin::{NewUser, UserRef, UserView};
-use crate::store::{CLI_QUERY_TIMEOUT, Store, StoreOptions, StoreUrl};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum UserCommand {
@@ -116,22 +115,4 @@ fn record(user: &UserView) -> Record {
         .with("is_active", user.is_active)
         .with("is_superuser", user.is_superuser)
         .with("created_at", time(user.created_at))
-}
-
-/// What happens when the file of `SQLite` is not there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Missing {
-    /// It is created.
-    Create,
-    /// It is an error, because a misspelt path is likelier than a wish for an empty database.
-    Refuse,
-}
-
-/// Opens the store for one command.
-pub(super) async fn open(settings: &Settings, missing: Missing) -> Result<Store, Failure> {
-    let url = StoreUrl::parse(settings.store.expose_secret());
-    let url = url.map_err(|error| Failure::usage(anyhow::Error::new(error).context("read --store")))?;
-    let create_if_missing = missing == Missing::Create;
-    Ok(Store::open(StoreOptions { url, connections: 1, query_timeout: CLI_QUERY_TIMEOUT, create_if_missing })
-        .await?)
 }

@@ -5,7 +5,7 @@
 
 mod file;
 mod load;
-mod nearest;
+pub mod nearest;
 mod schema;
 mod settings;
 mod values;

@@ -1,7 +1,7 @@
 //! "Did you mean …": the known name that is nearest to a misspelt one.
 
 /// The nearest of the known names, unless none is near: a third of the letters may differ.
-pub(super) fn nearest<'a>(text: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(text: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let (distance, name) =
         known.map(|name| (distance(text, name), name)).min_by_key(|(distance, _)| *distance)?;
     (distance <= (text.chars().count() / 3).max(1)).then_some(name)

@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::domain::key::PrefixLength;
+use crate::domain::key::{MAX_KEY_BYTES, PrefixLength};
+use crate::domain::key_format::TAIL_CHARACTERS;
 use crate::domain::model_path::ModelPaths;
 use crate::domain::rules::{ScopePaths, Shadow};
 use crate::server::options::{ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat};
@@ -303,8 +304,9 @@ pub(super) fn header_prefix(text: &str) -> Reading<String> {
     }
 }
 
-/// Most characters that `new-key-prefix` may have: with the 32 random ones a key stays within 72 bytes.
-pub(super) const LONGEST_NEW_KEY_PREFIX: usize = 40;
+/// Most characters that `new-key-prefix` may have: four random ones more are a public prefix, behind which the secret has
+/// its place.
+pub(super) const LONGEST_NEW_KEY_PREFIX: usize = MAX_KEY_BYTES - TAIL_CHARACTERS - 4;
 
 pub(super) fn new_key_prefix(text: &str) -> Reading<String> {
     let is_key_text = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',' && byte != b'!');

@@ -15,6 +15,7 @@ pub mod freshness;
 pub mod hash;
 mod json_body;
 pub mod key;
+pub mod key_format;
 pub mod limit;
 pub mod model;
 pub mod model_path;

@@ -13,7 +13,7 @@ use crate::domain::policy::Permit;
 
 /// A list that is longer is not sent; its name goes into the overflow header. Envoy refuses requests over 60 KiB of
 /// headers, and upstreams refuse sooner.
-const MAX_LIST_BYTES: usize = 8 * 1024;
+pub const MAX_LIST_BYTES: usize = 8 * 1024;
 
 /// Owned names that are no identity header: the list of those that were too long, and the reason of a denial.
 const OTHER_OWNED: [&str; 2] = ["overflow", "reason"];

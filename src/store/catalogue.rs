@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use super::error::StoreError;
 
 /// The tables that are looked for.
-pub(super) const TABLES: [&str; 4] = ["api_keys", "users", "roles", "usage_tracking"];
+pub(super) const TABLES: [&str; 6] =
+    ["api_keys", "users", "roles", "usage_tracking", "keyward_old_secrets", "keyward_history"];
 
 const REQUIRED: [(&str, &str); 5] = [
     ("api_keys", "id"),
@@ -62,6 +63,17 @@ impl Catalogue {
     /// Whether `users.role_id` leads to names.
     pub(super) fn has_roles(&self) -> bool {
         self.has("users", "role_id") && self.has("roles", "id") && self.has("roles", "name")
+    }
+
+    /// Whether rotated secrets can be kept and read.
+    pub(super) fn has_old_secrets(&self) -> bool {
+        let columns = ["key_id", "key_hash", "key_prefix", "current_hash", "rotated_at", "expires_at"];
+        columns.iter().all(|column| self.has("keyward_old_secrets", column))
+    }
+
+    /// Whether `migrate` has made the table of changes.
+    pub(super) fn has_history(&self) -> bool {
+        self.has("keyward_history", "id")
     }
 
     /// Spending by month, where the table has what it takes.

@@ -26,6 +26,7 @@ mod write;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::domain::freshness::shared::Stamp;
@@ -36,11 +37,15 @@ use crate::domain::time::Timestamp;
 
 use crate::clock;
 
-use admin::{KeySelector, KeyView, NewKey, NewUser, UserRef, UserView};
+use admin::{
+    HistoryEntry, ImportMode, KeyChange, KeyFilter, KeySelector, KeyView, NewKey, NewUser, Rotation, UserRef,
+    UserView,
+};
 use feed::{Feed, NoFeed};
 use postgres::PostgresStore;
 use sqlite::SqliteStore;
 use url::Target;
+use write::Origin;
 
 pub use error::StoreError;
 pub use migrate::migration_sql;
@@ -64,12 +69,15 @@ pub struct StoreOptions {
     pub query_timeout: Duration,
     /// Whether a missing SQLite file, or missing tables in it, are created. Postgres is never changed by opening it.
     pub create_if_missing: bool,
+    /// Who is named in the table of changes; `None`: what is written is no change of an operator's.
+    pub actor: Option<Arc<str>>,
 }
 
 /// The store. Cloning shares its sessions.
 #[derive(Clone)]
 pub struct Store {
     backend: Backend,
+    actor: Option<Arc<str>>,
 }
 
 #[derive(Clone)]
@@ -117,7 +125,7 @@ impl Store {
                 Backend::Sqlite(Arc::new(store))
             }
         };
-        Ok(Self { backend })
+        Ok(Self { backend, actor: options.actor })
     }
 
     /// `postgres` or `sqlite`.
@@ -168,7 +176,7 @@ impl Store {
 
     /// Creates a user; [`StoreError::Conflict`] where the name or the address is taken.
     pub async fn create_user(&self, user: &NewUser) -> Result<UserView, StoreError> {
-        either!(self, store => store.create_user(user, clock::wall()))
+        either!(self, store => store.create_user(user, self.origin()))
     }
 
     /// All users, by id.
@@ -183,31 +191,70 @@ impl Store {
 
     /// Switches a user, and with them all their keys, on or off.
     pub async fn set_user_active(&self, user: &UserRef, is_active: bool) -> Result<UserView, StoreError> {
-        either!(self, store => store.set_user_active(user, is_active, clock::wall()))
+        either!(self, store => store.set_user_active(user, is_active, self.origin()))
     }
 
     /// Creates a key for a user that exists. A setting whose column this database does not have is refused.
     pub async fn create_key(&self, key: &NewKey) -> Result<KeyView, StoreError> {
-        either!(self, store => store.create_key(key, clock::wall()))
+        either!(self, store => store.create_key(key, self.origin()))
     }
 
-    /// All keys, or one user's, by id.
-    pub async fn list_keys(&self, user: Option<&UserRef>) -> Result<Vec<KeyView>, StoreError> {
-        either!(self, store => store.list_keys(user))
+    /// Creates keys, all or none. The error names the first key that the store does not take, by its place.
+    pub async fn import_keys(
+        &self,
+        keys: &Arc<[NewKey]>,
+        mode: ImportMode,
+    ) -> Result<(), (usize, StoreError)> {
+        let failed_at = Arc::new(AtomicUsize::new(0));
+        let result = either!(self, store => store.import_keys(keys, mode, &failed_at, self.origin()));
+        result.map_err(|error| (failed_at.load(Ordering::Relaxed), error))
     }
 
-    /// One key.
+    /// Keys by id.
+    pub async fn list_keys(&self, filter: &KeyFilter) -> Result<Vec<KeyView>, StoreError> {
+        either!(self, store => store.list_keys(filter))
+    }
+
+    /// One key, with the old secrets that are still good.
     pub async fn key(&self, id: KeyId) -> Result<KeyView, StoreError> {
-        either!(self, store => store.key(id))
+        let mut key = either!(self, store => store.key(id))?;
+        let now = clock::wall();
+        key.old_secrets.retain(|old| old.expires_at.is_some_and(|end| now <= end));
+        Ok(key)
     }
 
-    /// Switches a key on or off.
-    pub async fn set_key_active(&self, id: KeyId, is_active: bool) -> Result<KeyView, StoreError> {
-        either!(self, store => store.set_key_active(id, is_active, clock::wall()))
+    /// Changes a key's settings.
+    pub async fn update_key(&self, id: KeyId, change: &KeyChange) -> Result<(), StoreError> {
+        either!(self, store => store.update_key(id, change, self.origin()))
     }
 
-    /// Removes a key for good.
+    /// Gives a key another secret. [`StoreError::Refused`] where its prefix is no longer the expected one, where old
+    /// secrets can't be kept, or where there are too many.
+    pub async fn rotate_key(&self, rotation: &Rotation) -> Result<(), StoreError> {
+        either!(self, store => store.rotate_key(rotation, self.origin()))
+    }
+
+    /// Ends a key's old secrets: how many there were.
+    pub async fn end_old_secrets(&self, id: KeyId) -> Result<u64, StoreError> {
+        either!(self, store => store.end_old_secrets(id, self.origin()))
+    }
+
+    /// Switches a key, with all its secrets, on or off.
+    pub async fn set_key_active(&self, id: KeyId, is_active: bool) -> Result<(), StoreError> {
+        either!(self, store => store.set_key_active(id, is_active, self.origin()))
+    }
+
+    /// Removes a key and its old secrets for good. Its history stays.
     pub async fn delete_key(&self, id: KeyId) -> Result<(), StoreError> {
-        either!(self, store => store.delete_key(id))
+        either!(self, store => store.delete_key(id, self.origin()))
+    }
+
+    /// What commands have changed about a key, the oldest first; also of a key that is deleted.
+    pub async fn key_history(&self, id: KeyId) -> Result<Vec<HistoryEntry>, StoreError> {
+        either!(self, store => store.key_history(id))
+    }
+
+    fn origin(&self) -> Origin {
+        Origin { at: clock::wall(), actor: self.actor.clone() }
     }
 }

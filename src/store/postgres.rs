@@ -336,8 +336,9 @@ fn pool_error(error: PoolError) -> StoreError {
     }
 }
 
-/// By the role's own search path. The two tables that add to a record are used only where they may be read; of the two
-/// that make a record nothing is left out, because a restriction that is not read is a restriction lost.
+/// By the role's own search path. The tables that add to a record are used only where they may be read; of the two
+/// that make a record nothing is left out, because a restriction that is not read is a restriction lost; and changes
+/// are not made in silence by who may not read of them.
 async fn read_catalogue(client: &ClientWrapper) -> Result<Catalogue, StoreError> {
     const SQL: &str = "\
         SELECT t.name, a.attname::text, \
@@ -346,7 +347,7 @@ async fn read_catalogue(client: &ClientWrapper) -> Result<Catalogue, StoreError>
         JOIN pg_catalog.pg_attribute a \
           ON a.attrelid = to_regclass(t.name) AND a.attnum > 0 AND NOT a.attisdropped \
         JOIN pg_catalog.pg_type y ON y.oid = a.atttypid \
-        WHERE t.name IN ('api_keys', 'users') OR has_column_privilege(a.attrelid, a.attnum, 'SELECT')";
+        WHERE t.name IN ('api_keys', 'users', 'keyward_history') OR has_column_privilege(a.attrelid, a.attnum, 'SELECT')";
     let mut catalogue = Catalogue::default();
     for row in client.query(SQL, &[&TABLES.as_slice()]).await? {
         let table: String = row.try_get(0)?;

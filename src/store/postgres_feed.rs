@@ -33,12 +33,16 @@ const POOLER_PROBES: usize = 3;
 const BEATS_PER_LEASE: u32 = 4;
 
 /// The triggers that must be there: table, what they fire on (bits of `tgtype`), in words.
-const NEEDED: [(&str, i32, &str); 4] = [
+const NEEDED: [(&str, i32, &str); 6] = [
     ("api_keys", ROW | INSERT | DELETE | UPDATE, "changes of rows"),
     ("api_keys", TRUNCATE, "TRUNCATE"),
     ("users", ROW | DELETE | UPDATE, "changes of rows"),
     ("users", TRUNCATE, "TRUNCATE"),
+    (OLD_SECRETS, ROW | INSERT | DELETE | UPDATE, "changes of rows"),
+    (OLD_SECRETS, TRUNCATE, "TRUNCATE"),
 ];
+/// Where it does not exist there are no old secrets, and nothing to announce.
+const OLD_SECRETS: &str = "keyward_old_secrets";
 const ROW: i32 = 1;
 const INSERT: i32 = 4;
 const DELETE: i32 = 8;
@@ -52,7 +56,7 @@ const TRIGGERS: &str = "\
            concat_ws(':', c.oid, t.oid, t.xmin, t.tgenabled, t.tgtype, p.oid, p.xmin) AS state \
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_trigger t ON t.tgrelid = c.oid \
     JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid AND p.proname = 'keyward_notify_v1' \
-    WHERE c.oid IN (to_regclass('api_keys'), to_regclass('users'))";
+    WHERE c.oid IN (to_regclass('api_keys'), to_regclass('users'), to_regclass('keyward_old_secrets'))";
 
 impl PostgresStore {
     /// Begins to listen, and only then looks what there is.
@@ -150,8 +154,8 @@ impl Beat {
 
     /// Asks for what the session begins with, now that it listens.
     async fn begin(&self, lease: Duration) -> Result<Begun, NoFeed> {
-        let first =
-            self.client.query_one("SELECT pg_is_in_recovery()", &[]).await.map_err(StoreError::from)?;
+        let sql = "SELECT pg_is_in_recovery(), to_regclass('keyward_old_secrets') IS NOT NULL";
+        let first = self.client.query_one(sql, &[]).await.map_err(StoreError::from)?;
         if first.try_get(0).map_err(StoreError::from)? {
             return Err(NoFeed::Store(StoreError::NotPrimary));
         }
@@ -161,7 +165,7 @@ impl Beat {
             let read = || Ok::<_, tokio_postgres::Error>((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?));
             triggers.push(read().map_err(StoreError::from)?);
         }
-        check_triggers(&triggers)?;
+        check_triggers(&triggers, first.try_get(1).map_err(StoreError::from)?)?;
         // The number is that of no beat.
         let found = self.send(0).await?;
         let identity = incarnation::read(&self.client).await.map_err(StoreError::from)?;
@@ -240,8 +244,11 @@ async fn drive(
 }
 
 /// Each needed trigger is there and fires whoever writes, replication included.
-fn check_triggers(triggers: &[(String, i32, String)]) -> Result<(), NoFeed> {
+fn check_triggers(triggers: &[(String, i32, String)], has_old_secrets: bool) -> Result<(), NoFeed> {
     for (table, bits, what) in NEEDED {
+        if table == OLD_SECRETS && !has_old_secrets {
+            continue;
+        }
         let mut fitting = triggers.iter().filter(|(on, kind, _)| on == table && kind & bits == bits);
         let Some((.., enabled)) = fitting.next() else {
             return Err(NoFeed::NotAnnounced(format!(
@@ -265,19 +272,26 @@ mod tests {
 
     #[test]
     fn every_needed_trigger_has_to_be_there_and_to_fire_always() {
-        let all: Vec<(String, i32, String)> =
-            [("api_keys", 29), ("api_keys", 32), ("users", 29), ("users", 32)]
-                .map(|(table, kind)| (table.to_owned(), kind, "A".to_owned()))
-                .into();
-        assert!(check_triggers(&all).is_ok());
+        let all: Vec<(String, i32, String)> = [
+            ("api_keys", 29),
+            ("api_keys", 32),
+            ("users", 29),
+            ("users", 32),
+            (OLD_SECRETS, 29),
+            (OLD_SECRETS, 32),
+        ]
+        .map(|(table, kind)| (table.to_owned(), kind, "A".to_owned()))
+        .into();
+        assert!(check_triggers(&all, true).is_ok());
+        assert!(check_triggers(&all[..4], false).is_ok());
         for missing in 0..all.len() {
             let mut triggers = all.clone();
             triggers.remove(missing);
-            assert!(check_triggers(&triggers).is_err(), "{missing}");
+            assert!(check_triggers(&triggers, true).is_err(), "{missing}");
             for state in ["O", "D", "R"] {
                 let mut triggers = all.clone();
                 triggers[missing].2 = state.to_owned();
-                assert!(check_triggers(&triggers).is_err(), "{missing} {state}");
+                assert!(check_triggers(&triggers, true).is_err(), "{missing} {state}");
             }
         }
     }

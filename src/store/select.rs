@@ -53,10 +53,17 @@ const fn user(name: &'static str, column: &'static str, form: Form) -> Field {
     Field { name, table: "users", column, form }
 }
 
-const CANDIDATE: [Field; 26] = [
+const fn old_secret(name: &'static str, column: &'static str, form: Form) -> Field {
+    Field { name, table: "keyward_old_secrets", column, form }
+}
+
+const fn history(name: &'static str, form: Form) -> Field {
+    Field { name, table: "keyward_history", column: name, form }
+}
+
+const CANDIDATE: [Field; 25] = [
     key("key_id", "id", Form::Int),
     key("key_name", "name", Form::Text),
-    key("key_hash", "key_hash", Form::Text),
     key("key_prefix", "key_prefix", Form::Text),
     key("is_active", "is_active", Form::Bool),
     key("expires_at", "expires_at", Form::Time),
@@ -82,11 +89,38 @@ const CANDIDATE: [Field; 26] = [
     user("account_locked_until", "account_locked_until", Form::Time),
 ];
 
+/// The secret of a key: the current one,
+const CURRENT_SECRET: [Field; 2] = [
+    key("key_hash", "key_hash", Form::Text),
+    // There is no such column: it reads as NULL.
+    key("secret_expires_at", "", Form::Time),
+];
+
+/// or one that a rotation has replaced.
+const OLD_SECRET: [Field; 2] = [
+    old_secret("key_hash", "key_hash", Form::Text),
+    old_secret("secret_expires_at", "expires_at", Form::Time),
+];
+
+/// What an operator sees of an old secret.
+const OLD_SECRET_VIEW: [Field; 2] =
+    [old_secret("rotated_at", "rotated_at", Form::Time), old_secret("expires_at", "expires_at", Form::Time)];
+
+const HISTORY_VIEW: [Field; 6] = [
+    history("at", Form::Time),
+    history("actor", Form::Text),
+    history("action", Form::Text),
+    history("key_id", Form::Int),
+    history("user_id", Form::Int),
+    history("changes", Form::Json),
+];
+
 /// What an operator sees of a key beyond the candidate.
-const KEY_VIEW: [Field; 6] = [
+const KEY_VIEW: [Field; 7] = [
     key("owner_id", "user_id", Form::Int),
     key("description", "description", Form::Text),
     key("tags", "tags", Form::Json),
+    key("permissions", "permissions", Form::Json),
     key("created_at", "created_at", Form::Time),
     key("updated_at", "updated_at", Form::Time),
     key("last_used_at", "last_used_at", Form::Time),
@@ -112,7 +146,6 @@ pub(super) fn candidates_sql(catalogue: &Catalogue, dialect: Dialect) -> Result<
         }
         Dialect::Sqlite => "",
     };
-    let select = select_keys(catalogue, dialect, &[&CANDIDATE], seen)?;
     let limit = MAX_CANDIDATES + 1;
     // The first comparison uses the index, whatever the column's type and collation are; the second one compares bytes.
     let condition = match dialect {
@@ -122,12 +155,43 @@ pub(super) fn candidates_sql(catalogue: &Catalogue, dialect: Dialect) -> Result<
         }
         Dialect::Sqlite => "k.key_prefix = ?1 AND CAST(k.key_prefix AS TEXT) = ?1 COLLATE BINARY".to_owned(),
     };
-    Ok(format!("{select} WHERE {condition} LIMIT {limit}"))
+    let current = select_keys(catalogue, dialect, &[&CANDIDATE, &CURRENT_SECRET], seen, "")?;
+    if !catalogue.has_old_secrets() {
+        return Ok(format!("{current} WHERE {condition} LIMIT {limit}"));
+    }
+    let old = select_keys(catalogue, dialect, &[&CANDIDATE, &OLD_SECRET], seen, &old_secrets_join(dialect))?;
+    Ok(format!("{current} WHERE {condition} UNION ALL {old} WHERE {condition} LIMIT {limit}"))
+}
+
+/// An old secret belongs to its key as long as that has the hash which replaced it.
+fn old_secrets_join(dialect: Dialect) -> String {
+    let hash = if dialect == Dialect::Postgres { "k.key_hash::text" } else { "k.key_hash" };
+    format!(" JOIN keyward_old_secrets o ON o.key_id = k.id AND o.current_hash = {hash}")
+}
+
+/// The old secrets of the key that is the one parameter, the oldest first.
+pub(super) fn old_secrets_sql(catalogue: &Catalogue, dialect: Dialect) -> Result<String, StoreError> {
+    let columns = columns(catalogue, dialect, &[&OLD_SECRET_VIEW])?;
+    let (join, id) = (old_secrets_join(dialect), parameter(dialect));
+    Ok(format!("SELECT {columns} FROM api_keys k{join} WHERE k.id = {id} ORDER BY o.id"))
+}
+
+/// The changes of the key that is the one parameter, the oldest first.
+pub(super) fn history_sql(catalogue: &Catalogue, dialect: Dialect) -> Result<String, StoreError> {
+    let columns = columns(catalogue, dialect, &[&HISTORY_VIEW])?;
+    Ok(format!(
+        "SELECT {columns} FROM keyward_history h WHERE h.key_id = {} ORDER BY h.id",
+        parameter(dialect)
+    ))
+}
+
+fn parameter(dialect: Dialect) -> &'static str {
+    if dialect == Dialect::Postgres { "$1::int8" } else { "?1" }
 }
 
 /// Keys as an operator sees them, up to WHERE.
 pub(super) fn key_views_sql(catalogue: &Catalogue, dialect: Dialect) -> Result<String, StoreError> {
-    select_keys(catalogue, dialect, &[&CANDIDATE, &KEY_VIEW], "")
+    select_keys(catalogue, dialect, &[&CANDIDATE, &CURRENT_SECRET, &KEY_VIEW], "", "")
 }
 
 /// Users as an operator sees them, up to WHERE.
@@ -142,13 +206,14 @@ fn select_keys(
     dialect: Dialect,
     groups: &[&[Field]],
     more: &str,
+    join: &str,
 ) -> Result<String, StoreError> {
     let columns = columns(catalogue, dialect, groups)?;
     let role = role_expression(catalogue, dialect);
     let month = month_expression(catalogue, dialect);
     Ok(format!(
         "SELECT {columns}, {role} AS role, {month} AS month_cost{more} \
-         FROM api_keys k LEFT JOIN users u ON u.id = k.user_id{}",
+         FROM api_keys k{join} LEFT JOIN users u ON u.id = k.user_id{}",
         roles_join(catalogue)
     ))
 }
@@ -218,7 +283,12 @@ fn month_expression(catalogue: &Catalogue, dialect: Dialect) -> String {
 fn expression(catalogue: &Catalogue, dialect: Dialect, field: &Field) -> Result<String, StoreError> {
     let Field { table, column, form, .. } = field;
     let kind = catalogue.kind(table, column);
-    let alias = if *table == "users" { "u" } else { "k" };
+    let alias = match *table {
+        "users" => "u",
+        "keyward_old_secrets" => "o",
+        "keyward_history" => "h",
+        _ => "k",
+    };
     let place = format!("{alias}.{column}");
     match (dialect, kind) {
         (Dialect::Sqlite, Some(_)) => Ok(place),
@@ -287,13 +357,15 @@ pub(super) fn candidate_row(cells: &mut impl Cells) -> Result<CandidateRow, Stor
     let Some(key_id) = cells.int("key_id")? else {
         return Err(StoreError::Schema("api_keys.id is not a number".to_owned()));
     };
+    // An old secret is the same key with an earlier end.
+    let ends = [cells.time("expires_at")?, cells.time("secret_expires_at")?];
     Ok(CandidateRow {
         key_id,
         key_name: cells.text("key_name")?,
         key_hash: cells.text("key_hash")?,
         key_prefix: cells.text("key_prefix")?,
         is_active: cells.bool("is_active")?,
-        expires_at: cells.time("expires_at")?,
+        expires_at: ends.into_iter().flatten().min(),
         scopes: cells.text("scopes")?,
         allowed_models: cells.text("allowed_models")?,
         allowed_endpoints: cells.text("allowed_endpoints")?,

@@ -21,7 +21,7 @@ use crate::domain::freshness::session::BeatAnswer;
 const LOOK_EVERY: Duration = Duration::from_millis(40);
 
 /// The columns whose change can change a decision. The others change with the traffic.
-const DECIDING: [(&str, &[&str]); 2] = [
+const DECIDING: [(&str, &[&str]); 3] = [
     (
         "api_keys",
         &[
@@ -61,6 +61,7 @@ const DECIDING: [(&str, &[&str]); 2] = [
             "account_locked_until",
         ],
     ),
+    ("keyward_old_secrets", &["key_id", "key_hash", "key_prefix", "current_hash", "expires_at"]),
 ];
 
 /// What one look has seen.
@@ -175,6 +176,9 @@ fn wanted_triggers(catalogue: &Catalogue) -> BTreeMap<String, String> {
     for (table, columns) in DECIDING {
         let present: Vec<&str> =
             columns.iter().copied().filter(|column| catalogue.has(table, column)).collect();
+        if present.is_empty() {
+            continue;
+        }
         let update = format!("UPDATE OF {}", present.join(", "));
         for (word, event) in [("inserted", "INSERT"), ("deleted", "DELETE"), ("updated", &update)] {
             let name = format!("keyward_feed_{table}_{word}");

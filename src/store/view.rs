@@ -4,7 +4,7 @@ use crate::domain::allowlist::strings_from_json;
 use crate::domain::record::{Candidate, KeyId, UserId};
 use crate::domain::time::Timestamp;
 
-use super::admin::{KeySettings, KeyView, UserView};
+use super::admin::{HistoryEntry, KeySettings, KeyView, OldSecret, UserView};
 use super::error::StoreError;
 use super::select::{Cells, candidate_row};
 
@@ -13,16 +13,18 @@ pub(super) fn key_view(cells: &mut impl Cells) -> Result<KeyView, StoreError> {
     let user_id = cells.int("owner_id")?.map(UserId::new);
     let description = cells.text("description")?;
     let tags = cells.text("tags")?;
+    let permissions = cells.text("permissions")?;
     let created_at = time(cells, "created_at")?;
     let updated_at = time(cells, "updated_at")?;
     let last_used_at = time(cells, "last_used_at")?;
-    // These five restrict nothing: of a wrong type they are shown empty and are no defect.
+    // These six restrict nothing: of a wrong type they are shown empty and are no defect.
     drop(cells.take_unreadable());
 
     let row = candidate_row(cells)?;
     let settings = KeySettings {
         description,
         scopes: list(row.scopes.as_deref()),
+        permissions: list(permissions.as_deref()),
         allowed_models: list(row.allowed_models.as_deref()),
         allowed_endpoints: list(row.allowed_endpoints.as_deref()),
         allowed_ips: list(row.allowed_ips.as_deref()),
@@ -48,7 +50,23 @@ pub(super) fn key_view(cells: &mut impl Cells) -> Result<KeyView, StoreError> {
         created_at,
         updated_at,
         last_used_at,
+        old_secrets: Vec::new(),
         defects: Candidate::from_row(&row).defects(),
+    })
+}
+
+/// Reads the cells of [`super::select::old_secrets_sql`].
+pub(super) fn old_secret(cells: &mut impl Cells) -> Result<OldSecret, StoreError> {
+    Ok(OldSecret { rotated_at: time(cells, "rotated_at")?, expires_at: time(cells, "expires_at")? })
+}
+
+/// Reads the cells of [`super::select::history_sql`].
+pub(super) fn history_entry(cells: &mut impl Cells) -> Result<HistoryEntry, StoreError> {
+    Ok(HistoryEntry {
+        at: time(cells, "at")?,
+        actor: cells.text("actor")?,
+        action: cells.text("action")?,
+        changes: cells.text("changes")?,
     })
 }
 

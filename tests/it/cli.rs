@@ -10,7 +10,7 @@ use tempfile::tempdir;
 
 use crate::program::{Ended, keyward, run};
 
-const COMMANDS: [&[&str]; 27] = [
+const COMMANDS: [&[&str]; 32] = [
     &["config", "schema"],
     &["completions"],
     &["man"],
@@ -27,7 +27,12 @@ const COMMANDS: [&[&str]; 27] = [
     &["key", "create"],
     &["key", "list"],
     &["key", "show"],
+    &["key", "update"],
+    &["key", "rotate"],
     &["key", "revoke"],
+    &["key", "delete"],
+    &["key", "import"],
+    &["key", "history"],
     &["cache"],
     &["cache", "stats"],
     &["cache", "invalidate"],
@@ -95,7 +100,16 @@ fn wrong_usage_is_2() {
             "--expires-in",
             "1d",
         ],
-        &["key", "create", "--user", "alice", "--name", "n", "--key-prefix-length", "20"],
+        &["key", "create", "--user", "alice", "--name", "n", "--key-prefix-length", "33"],
+        &["key", "update", "7"],
+        &["key", "update", "7", "--clear", "name"],
+        &["key", "update", "7", "--tags", "a", "--clear", "tags"],
+        &["key", "update", "7", "--is-active", "perhaps"],
+        &["key", "rotate", "7", "--grace", "0s"],
+        &["key", "rotate", "7", "--grace", "1d", "--now"],
+        &["key", "import"],
+        &["key", "import", "absent.csv"],
+        &["key", "list", "--unused-since", "long"],
         &["cache", "invalidate"],
         &["cache", "invalidate", "--prefix", "a", "--key-id", "7"],
         &["deny", "add"],
@@ -240,7 +254,7 @@ fn a_key_from_creation_to_revocation() {
     let create = ["key", "create", "--user", "alice", "--name", "n", "--hash", "sha256"];
     let created = ok(&[&create[..], &["--allowed-models", "a, b"]].concat());
     let secret = created.stdout.trim_end();
-    assert!(secret.starts_with("kw_") && secret.len() == 35, "the secret is alone on standard output");
+    assert!(secret.starts_with("kw_") && secret.len() == 48, "the secret is alone on standard output");
     assert!(created.stderr.contains("shown once"));
     let second = json(&create);
     assert_eq!(second["key"].as_str().unwrap().get(..8), second["key_prefix"].as_str());

@@ -82,7 +82,9 @@ impl Bed {
     /// The rows of a new bed.
     async fn start_over(&mut self) {
         self.write(
-            "TRUNCATE api_keys, users; \
+            "TRUNCATE api_keys, users, keyward_old_secrets; \
+             INSERT INTO keyward_old_secrets (key_id, key_hash, key_prefix, current_hash, rotated_at, expires_at) \
+             VALUES (7, 'o', 'kw_01234', 'h', now(), now()); \
              INSERT INTO users (id, email, username, hashed_password) VALUES (3, 'a', 'ada', '!'); \
              INSERT INTO api_keys (id, key_hash, key_prefix, user_id) VALUES (7, 'h', 'kw_01234', 3)",
         )
@@ -195,6 +197,15 @@ fn statements() -> Vec<(&'static str, Vec<Told>)> {
             "COPY api_keys (id, key_prefix) FROM PROGRAM 'echo 8,kw_other' WITH (FORMAT csv)",
             vec![key("kw_other")],
         ),
+        ("UPDATE keyward_old_secrets SET expires_at = expires_at - interval '1 day'", this()),
+        ("UPDATE keyward_old_secrets SET rotated_at = rotated_at - interval '1 day'", vec![]),
+        ("DELETE FROM keyward_old_secrets", this()),
+        (
+            "INSERT INTO keyward_old_secrets (key_id, key_hash, key_prefix, current_hash, rotated_at, expires_at) \
+             SELECT key_id, 'p', key_prefix, current_hash, rotated_at, expires_at FROM keyward_old_secrets",
+            this(),
+        ),
+        ("TRUNCATE keyward_old_secrets", vec![Told::Flush]),
         ("TRUNCATE api_keys", vec![Told::Flush]),
         ("TRUNCATE users CASCADE", vec![Told::Flush]),
         ("DELETE FROM api_keys; DELETE FROM users", vec![key("kw_01234"), Told::User(3)]),
@@ -500,7 +511,7 @@ async fn catalogue_rows(client: &Client) -> Vec<String> {
 async fn migrating_again_leaves_the_triggers_as_they_are() {
     let mut bed = Bed::new().await;
     let before = catalogue_rows(&bed.other).await;
-    assert_eq!(before.len(), 5, "a function, and two triggers on each table");
+    assert_eq!(before.len(), 7, "a function, and two triggers on each table");
     let store = open(&bed.server.url("platform")).await;
     store.migrate().await.unwrap();
     assert_eq!(catalogue_rows(&bed.other).await, before);
@@ -519,7 +530,7 @@ async fn migrating_again_leaves_the_triggers_as_they_are() {
             .filter(|row| row.contains("keyward_"))
             .all(|row| row.contains(" A "))
     );
-    assert_eq!(catalogue_rows(&bed.other).await.len(), 5);
+    assert_eq!(catalogue_rows(&bed.other).await.len(), 7);
     bed.payloads().await;
     bed.write("SET session_replication_role = replica").await;
     assert_eq!(bed.after("UPDATE api_keys SET is_active = false").await, [key("kw_01234")]);

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 async fn open(path: &std::path::Path, create_if_missing: bool) -> Result<Store, StoreError> {
     let url = StoreUrl::parse(&format!("sqlite:{}", path.display())).unwrap();
     let query_timeout = Duration::from_millis(300);
-    Store::open(StoreOptions { url, connections: 4, query_timeout, create_if_missing }).await
+    Store::open(StoreOptions { url, connections: 4, query_timeout, create_if_missing, actor: None }).await
 }
 
 /// A file with an active key 7 `kw_01234` of user 3.

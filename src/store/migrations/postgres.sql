@@ -49,6 +49,47 @@ CREATE TABLE IF NOT EXISTS api_keys (
     total_cost integer DEFAULT 0
 );
 
+-- Secrets that a rotation replaced and that are good until expires_at, as long as key_hash of their key is the one that
+-- replaced them: whoever else changes the key's hash, or takes its id, ends them. They have their key's prefix.
+CREATE TABLE IF NOT EXISTS keyward_old_secrets (
+    id serial PRIMARY KEY,
+    key_id integer NOT NULL,
+    key_hash text NOT NULL,
+    key_prefix text NOT NULL,
+    current_hash text NOT NULL,
+    rotated_at timestamp without time zone NOT NULL,
+    expires_at timestamp without time zone NOT NULL
+);
+CREATE INDEX IF NOT EXISTS ix_keyward_old_secrets_key_id ON keyward_old_secrets (key_id);
+
+-- What was changed by command: never a secret or a hash.
+CREATE TABLE IF NOT EXISTS keyward_history (
+    id bigserial PRIMARY KEY,
+    at timestamp without time zone NOT NULL,
+    actor text NOT NULL,
+    action text NOT NULL,
+    key_id integer,
+    user_id integer,
+    changes json
+);
+CREATE INDEX IF NOT EXISTS ix_keyward_history_key_id ON keyward_history (key_id);
+
+-- Whoever may read all keys may read these, too: a sidecar that can't would refuse secrets that are still good.
+DO $$
+DECLARE
+    reader regrole;
+BEGIN
+    FOR reader IN
+        SELECT acl.grantee::regrole
+        FROM pg_catalog.pg_class c, LATERAL aclexplode(c.relacl) acl
+        WHERE c.oid = to_regclass('api_keys') AND acl.privilege_type = 'SELECT' AND acl.grantee <> 0
+            AND NOT has_table_privilege(acl.grantee, 'keyward_old_secrets', 'SELECT')
+    LOOP
+        EXECUTE format('GRANT SELECT ON keyward_old_secrets TO %s', reader);
+    END LOOP;
+END
+$$;
+
 -- By the column and not by the index's name: the platform's own indexes have other names.
 DO $$
 DECLARE

@@ -1,7 +1,7 @@
 -- The change feed: whoever changes a key or a user, by whatever program, tells every Keyward at commit.
 --
 -- One message a changed row on the channel keyward_changes; "x" is the transaction:
---     {"v": 1, "x": "742", "u": null, "p": ["kw_01234"]}    a key; its prefix before and after
+--     {"v": 1, "x": "742", "u": null, "p": ["kw_01234"]}    a key, or an old secret; its prefix before and after
 --     {"v": 1, "x": "742", "u": 3, "p": []}                 a user; one who gets another id is two messages
 --     {"v": 1, "x": "742", "flush": true}                   anything may have changed
 -- Equal messages of a transaction arrive once. From the 101st change of a transaction on, each sends the flush, so that
@@ -151,7 +151,7 @@ BEGIN
         $function$;
     END IF;
 
-    FOREACH watched IN ARRAY ARRAY['api_keys', 'users'] LOOP
+    FOREACH watched IN ARRAY ARRAY['api_keys', 'users', 'keyward_old_secrets'] LOOP
         -- A view has no rows of its own that could change.
         SELECT c.oid INTO relation
         FROM pg_catalog.pg_class c
@@ -181,8 +181,8 @@ BEGIN
         SELECT t.tgrelid, t.tgname
         FROM pg_catalog.pg_trigger t
         JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
-        WHERE t.tgrelid IN (to_regclass('api_keys'), to_regclass('users')) AND c.relkind IN ('r', 'p')
-            AND t.tgname IN ('keyward_changes', 'keyward_truncate') AND t.tgenabled <> 'A'
+        WHERE t.tgrelid IN (to_regclass('api_keys'), to_regclass('users'), to_regclass('keyward_old_secrets'))
+            AND c.relkind IN ('r', 'p') AND t.tgname IN ('keyward_changes', 'keyward_truncate') AND t.tgenabled <> 'A'
     LOOP
         EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', relation, watched);
     END LOOP;

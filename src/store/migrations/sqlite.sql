@@ -51,6 +51,31 @@ CREATE TABLE IF NOT EXISTS api_keys (
 CREATE INDEX IF NOT EXISTS ix_api_keys_key_prefix ON api_keys (key_prefix);
 CREATE INDEX IF NOT EXISTS ix_api_keys_user_id ON api_keys (user_id);
 
+-- Secrets that a rotation replaced and that are good until expires_at, as long as key_hash of their key is the one that
+-- replaced them: whoever else changes the key's hash, or takes its id, ends them. They have their key's prefix.
+CREATE TABLE IF NOT EXISTS keyward_old_secrets (
+    id INTEGER PRIMARY KEY,
+    key_id INTEGER NOT NULL,
+    key_hash TEXT NOT NULL,
+    key_prefix TEXT NOT NULL,
+    current_hash TEXT NOT NULL,
+    rotated_at TEXT NOT NULL,
+    expires_at TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS ix_keyward_old_secrets_key_id ON keyward_old_secrets (key_id);
+
+-- What was changed by command: never a secret or a hash.
+CREATE TABLE IF NOT EXISTS keyward_history (
+    id INTEGER PRIMARY KEY,
+    at TEXT NOT NULL,
+    actor TEXT NOT NULL,
+    action TEXT NOT NULL,
+    key_id INTEGER,
+    user_id INTEGER,
+    changes TEXT
+);
+CREATE INDEX IF NOT EXISTS ix_keyward_history_key_id ON keyward_history (key_id);
+
 -- The change feed: triggers count the changes that can change a decision, so that a running sidecar, which sees by
 -- PRAGMA data_version that somebody has written, can tell them from its own notes of last uses.
 CREATE TABLE IF NOT EXISTS keyward_feed (

@@ -1,10 +1,12 @@
 //! Keyward's own binary: `serve` as a child, the other commands run to their end.
 
 use std::ffi::OsStr;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Output};
+use std::process::{Command, ExitStatus, Output, Stdio};
 
+use keyward::domain::key_format::{CHECKSUM_CHARACTERS, checksum};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -37,8 +39,17 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    /// Another key of the same prefix and length.
+    /// Another key of the same prefix and form.
     pub(crate) fn wrong(&self) -> String {
+        let (text, _) = self.secret.split_at(self.secret.len() - CHECKSUM_CHARACTERS - 1);
+        let (rest, last) = text.split_at(text.len() - 1);
+        let text = format!("{rest}{}", if last == "x" { "y" } else { "x" });
+        let sum = checksum(text.as_bytes());
+        format!("{text}_{}", String::from_utf8_lossy(&sum))
+    }
+
+    /// The same key with a typing error.
+    pub(crate) fn mistyped(&self) -> String {
         let (rest, last) = self.secret.split_at(self.secret.len() - 1);
         format!("{rest}{}", if last == "x" { "y" } else { "x" })
     }
@@ -128,6 +139,20 @@ impl Keyward {
 
     /// Runs a command to its end, on the same store, or on this sidecar for the `cache` and `deny` commands.
     pub(crate) fn cli<S: AsRef<OsStr>>(&self, args: &[S]) -> Output {
+        self.command(args).stdin(Stdio::null()).output().expect("run keyward")
+    }
+
+    /// The same with this text on standard input.
+    pub(crate) fn cli_with_input<S: AsRef<OsStr>>(&self, args: &[S], input: &str) -> Output {
+        let mut command = self.command(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("run keyward");
+        // A command that refuses its arguments does not read.
+        let _ = child.stdin.take().expect("its input").write_all(input.as_bytes());
+        child.wait_with_output().expect("run keyward")
+    }
+
+    fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
         let mut command = Command::new(binary());
         command.args(args).current_dir(self.folder.path());
         without_settings(&mut command);
@@ -136,7 +161,7 @@ impl Keyward {
         } else {
             command.arg("--store").arg(&self.store);
         }
-        command.output().expect("run keyward")
+        command
     }
 
     /// The same for a command that must succeed; what it printed.

@@ -123,6 +123,7 @@ impl Postgres {
             connections: 1,
             query_timeout: CLI_QUERY_TIMEOUT,
             create_if_missing: false,
+            actor: None,
         };
         Store::open(options).await.unwrap().migrate().await.unwrap();
         url
