@@ -23,6 +23,7 @@ mod models;
 mod path;
 mod postgres_serve;
 mod program;
+mod rate_limits;
 mod redis_tier;
 mod secrecy;
 mod stores;
