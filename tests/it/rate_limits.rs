@@ -85,7 +85,7 @@ async fn each_limit_of_the_key_is_asked_about_with_its_number_and_no_other() {
         ("--rate-limit-per-hour", 6, "HOUR"),
         ("--rate-limit-per-day", 7, "DAY"),
     ] {
-        let one = limited.key(option, &[option, &number.to_string()]);
+        let one = limited.key(unit, &[option, &number.to_string()]);
         assert_eq!(limited.asked(&one).await, [vec![limit(&one, number, unit)]]);
     }
 }
@@ -150,6 +150,9 @@ async fn over_the_limit_is_429_and_the_upstream_hears_nothing() {
     assert_eq!((&line["flags"], &line["details"]), (&"RL".into(), &"request_rate_limited".into()));
     assert_eq!(line["key_id"], Value::from(key.id.to_string()));
     assert_eq!(limited.stack.envoy.stat("cluster.upstream.ratelimit.over_limit").await, 1);
+    let grpc = Request::post_as("application/grpc", "/v1/grpc", "").bearer(&key.secret);
+    let response = grpc.send(limited.stack.envoy.addr()).await;
+    assert_eq!((response.status, response.value("grpc-status")), (200, Some("8")), "RESOURCE_EXHAUSTED");
     limited.limiter.reply(Reply::Ok);
     let response = Request::get(PATH).bearer(&key.secret).send(limited.stack.envoy.addr()).await;
     assert_eq!(response.status, 200);
@@ -201,18 +204,31 @@ async fn with_failure_mode_deny_the_caller_reads_503() {
 
 /// What the entry `unit` is for: Envoy leaves out a number that it does not find, and asks all the same.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_unit_as_an_entry_a_key_without_a_limit_is_asked_about_without_a_number() {
-    let path = "path: [{key: rate_limit}, {key: hour}, {key: unit}]}";
-    let id_only = |key: &Key| vec![("key_id".to_owned(), key.id.to_string())];
-    let skip = format!("{path}\n                                skip_if_absent: true");
-    for replaced in ["path: [{key: key_id}]}", &skip] {
-        let limited = Limited::start_with(|envoy| envoy.replace(path, replaced)).await;
+async fn without_the_unit_as_an_entry_a_missing_limit_is_asked_about_without_a_number() {
+    let path = "metadata_key: {key: envoy.filters.http.ext_authz, path: [{key: rate_limit}, {key: hour}, {key: unit}]}";
+    let indent = " ".repeat(32);
+    let entry = format!("{}- metadata:\n{indent}descriptor_key: unit\n{indent}{path}\n", " ".repeat(28));
+    for (shipped, ours) in [(&*entry, ""), (path, &*format!("{path}\n{indent}skip_if_absent: true"))] {
+        let limited = Limited::start_with(|envoy| envoy.replace(shipped, ours)).await;
         let key = limited.key("ci", &["--rate-limit-per-minute", "60"]);
-        let asked = limited.asked(&key).await;
-        let hour = asked.iter().flatten().find(|asked| asked.limit.is_none());
-        let hour = hour.unwrap_or_else(|| panic!("nothing without a number: {asked:?}"));
-        assert_eq!(hour.entries.first(), id_only(&key).first());
+        let id = ("key_id".to_owned(), key.id.to_string());
+        let hour = Asked { entries: vec![id], limit: None };
+        assert_eq!(limited.asked(&key).await, [vec![limit(&key, 60, "MINUTE"), hour]], "{ours}");
     }
+}
+
+/// A new route is limited without being told to be; a request without a key has no limit to ask about.
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_hold_on_every_route_and_for_keys_only() {
+    let limited = Limited::start_with(|envoy| envoy.route("/public", "{anonymous: allow}")).await;
+    limited.limiter.reply(Reply::OverLimit);
+    let key = limited.key("ci", &["--rate-limit-per-minute", "60"]);
+    let with_key = Request::get("/public").bearer(&key.secret).send(limited.stack.envoy.addr()).await;
+    assert_eq!(with_key.status, 429);
+    assert_eq!(limited.limiter.take_asked(), [vec![limit(&key, 60, "MINUTE")]]);
+    let without = Request::get("/public").send(limited.stack.envoy.addr()).await;
+    assert_eq!(without.status, 200, "{}", without.text());
+    assert_eq!(limited.limiter.take_asked(), Vec::<Vec<Asked>>::new());
 }
 
 /// For a limiter in the application: by default, and in the same numbers.

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use envoy_types::pb::envoy::config::core::v3::HeaderValue;
 use envoy_types::pb::envoy::extensions::common::ratelimit::v3::RateLimitDescriptor;
 use envoy_types::pb::envoy::service::ratelimit::v3::rate_limit_response::{
     Code, DescriptorStatus, RateLimit, rate_limit::Unit,
@@ -122,11 +121,6 @@ impl RateLimitService for Service {
             Reply::OverLimit => Some(RateLimitResponse {
                 overall_code: Code::OverLimit.into(),
                 statuses: status(Code::OverLimit),
-                response_headers_to_add: vec![HeaderValue {
-                    key: "x-from-the-service".to_owned(),
-                    value: "1".to_owned(),
-                    raw_value: Vec::new(),
-                }],
                 ..RateLimitResponse::default()
             }),
             Reply::Silence | Reply::Broken => None,
