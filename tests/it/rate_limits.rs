@@ -156,6 +156,8 @@ async fn over_the_limit_is_429_and_the_upstream_hears_nothing() {
     limited.limiter.reply(Reply::Ok);
     let response = Request::get(PATH).bearer(&key.secret).send(limited.stack.envoy.addr()).await;
     assert_eq!(response.status, 200);
+    assert_eq!(response.values("x-ratelimit-limit").len(), 1, "{response:?}");
+    assert_eq!(limited.stack.envoy.stat("cluster.upstream.ratelimit.ok").await, 1);
     assert_eq!(limited.stack.upstream.requests(), 1);
 }
 
@@ -184,7 +186,10 @@ async fn a_service_that_does_not_answer_stops_nobody() {
         let key = stack.keyward.create_key("ada", "ci", &LIMITED);
         let response = Request::get(PATH).bearer(&key.secret).send(stack.envoy.addr()).await;
         assert_eq!(response.status, 200, "{addr}: {}", response.text());
-        assert_eq!(stack.envoy.stat("cluster.upstream.ratelimit.failure_mode_allowed").await, 1, "{addr}");
+        for counter in ["error", "failure_mode_allowed"] {
+            let name = format!("cluster.upstream.ratelimit.{counter}");
+            assert_eq!(stack.envoy.stat(&name).await, 1, "{addr} {counter}");
+        }
     }
 }
 
@@ -198,6 +203,7 @@ async fn with_failure_mode_deny_the_caller_reads_503() {
     let response = Request::get(PATH).bearer(&bound.secret).send(absent.envoy.addr()).await;
     assert_eq!(response.status, 503, "{}", response.text());
     assert_eq!(absent.upstream.requests(), 0);
+    assert_eq!(absent.envoy.stat("cluster.upstream.ratelimit.error").await, 1);
     let response = Request::get(PATH).bearer(&free.secret).send(absent.envoy.addr()).await;
     assert_eq!(response.status, 200, "no limit, no question: {}", response.text());
 }
