@@ -173,7 +173,9 @@ async fn a_refused_request_is_not_counted() {
     ] {
         assert_eq!(request.send(limited.stack.envoy.addr()).await.reason(), expected);
     }
-    assert_eq!(limited.limiter.take_asked(), Vec::<Vec<Asked>>::new());
+    let allowed = Request::get("/v1/embeddings").bearer(&key.secret).send(limited.stack.envoy.addr()).await;
+    assert_eq!(allowed.status, 200, "{}", allowed.text());
+    assert_eq!(limited.limiter.take_asked(), [vec![limit(&key, 60, "MINUTE")]], "of four requests, the last");
 }
 
 /// `failure_mode_deny: false` and `timeout: 0.1s`, as shipped.
