@@ -1,22 +1,70 @@
 //! The shipped Envoy configuration by itself: what it does where Keyward does not answer, and what it never asks about.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::support::envoy::Envoy;
+use crate::support::envoy::{self, Envoy};
 use crate::support::http::Request;
 use crate::support::port::free_addr;
 use crate::support::upstream::Upstream;
 
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The lines of a file that are more than a comment.
+fn settings(file: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(root().join(file)).unwrap();
+    let is_setting = |line: &&str| !line.trim_start().starts_with('#') && !line.trim().is_empty();
+    text.lines().filter(is_setting).map(str::to_owned).collect()
+}
+
+#[test]
+fn envoy_takes_every_file_that_we_ship_and_finds_nothing_to_warn_of() {
+    let mut files = Vec::new();
+    for folder in ["envoy", "k8s"] {
+        let found = std::fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
+        let is_envoys = |path: &PathBuf| {
+            path.extension().is_some_and(|extension| extension == "yaml")
+                && std::fs::read_to_string(path).unwrap().contains("\nstatic_resources:")
+        };
+        files.extend(found.filter(is_envoys));
+    }
+    assert!(files.len() >= 3, "{files:?}");
+    for file in files {
+        let output = envoy::validate(&file);
+        let warnings = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && warnings.is_empty(), "{}: {warnings}", file.display());
+    }
+}
+
+/// `envoy/envoy.yaml` line by line and in its order, with three blocks between.
+#[test]
+fn the_configuration_with_rate_limits_is_the_shipped_one_with_additions() {
+    let mut shipped = settings("envoy/envoy.yaml").into_iter().peekable();
+    let mut added: Vec<Vec<String>> = Vec::new();
+    let mut is_adding = false;
+    for line in settings("envoy/rate-limit.yaml") {
+        if shipped.next_if_eq(&line).is_some() {
+            is_adding = false;
+            continue;
+        }
+        if !is_adding {
+            added.push(Vec::new());
+            is_adding = true;
+        }
+        added.last_mut().unwrap().push(line.trim().to_owned());
+    }
+    assert_eq!(shipped.next(), None, "envoy/rate-limit.yaml lacks this line");
+    let beginnings: Vec<&str> = added.iter().map(|block| &*block[0]).collect();
+    assert_eq!(beginnings, ["- name: envoy.filters.http.ratelimit", "rate_limits:", "- name: rate-limit"]);
+}
+
 /// The pod's configuration is the one that all tests here run, but for where it listens and finds Keyward.
 #[test]
 fn the_pods_configuration_is_the_shipped_one_with_other_addresses() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let read = |path| std::fs::read_to_string(root.join(path)).unwrap();
-    let (shipped, pod) = (read("envoy/envoy.yaml"), read("k8s/envoy.yaml"));
-    let is_setting = |line: &&str| !line.trim_start().starts_with('#');
-    let own = |own: &str, other: &str| -> Vec<String> {
-        let lines =
-            own.lines().filter(is_setting).filter(|line| !other.lines().any(|theirs| theirs == *line));
+    let (shipped, pod) = (settings("envoy/envoy.yaml"), settings("k8s/envoy.yaml"));
+    let own = |own: &[String], other: &[String]| -> Vec<String> {
+        let lines = own.iter().filter(|line| !other.contains(line));
         lines.map(|line| line.trim().to_owned()).collect()
     };
     assert_eq!(

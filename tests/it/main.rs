@@ -25,6 +25,7 @@ mod path;
 mod policy_oracle;
 mod postgres_serve;
 mod program;
+mod rate_limits;
 mod redis_tier;
 mod secrecy;
 mod stores;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -12,6 +13,8 @@ use super::{eventually, port};
 
 /// What to start.
 pub(crate) struct Builder {
+    /// The shipped file that it began as.
+    file: &'static str,
     config: String,
 }
 
@@ -28,9 +31,14 @@ impl Envoy {
     /// `envoy/envoy.yaml` with other ports, and with time to spare for a busy machine.
     #[expect(clippy::new_ret_no_self, reason = "reads as the start of a sentence that ends with start()")]
     pub(crate) fn new(keyward: SocketAddr, upstream: SocketAddr) -> Builder {
-        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("envoy/envoy.yaml");
-        let config = std::fs::read_to_string(shipped).expect("read envoy/envoy.yaml");
-        Builder { config }
+        Self::of_file("envoy/envoy.yaml", keyward, upstream)
+    }
+
+    /// The same for another shipped file that keeps the markers of `envoy/envoy.yaml`.
+    pub(crate) fn of_file(file: &'static str, keyward: SocketAddr, upstream: SocketAddr) -> Builder {
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        let config = std::fs::read_to_string(shipped).unwrap_or_else(|error| panic!("{file}: {error}"));
+        Builder { file, config }
             .replace("port_value: 9191}", &format!("port_value: {}}}", keyward.port()))
             .replace("port_value: 8000}", &format!("port_value: {}}}", upstream.port()))
             .replace(" timeout: 0.5s", " timeout: 15s")
@@ -64,7 +72,7 @@ impl Envoy {
 impl Builder {
     /// Changes the shipped text in one place, which must exist and be the only one.
     pub(crate) fn replace(mut self, shipped: &str, ours: &str) -> Self {
-        assert_eq!(self.config.matches(shipped).count(), 1, "envoy/envoy.yaml should hold {shipped:?} once");
+        assert_eq!(self.config.matches(shipped).count(), 1, "{} should hold {shipped:?} once", self.file);
         self.config = self.config.replace(shipped, ours);
         self
     }
@@ -127,6 +135,15 @@ impl Envoy {
         let value = text.trim().strip_prefix(name).and_then(|rest| rest.strip_prefix(": "));
         value.unwrap_or_else(|| panic!("no counter {name}: {text}")).parse().expect("a counter is a number")
     }
+}
+
+/// What Envoy itself says of a shipped file, without starting.
+pub(crate) fn validate(file: &Path) -> Output {
+    Command::new(binary())
+        .args(["--mode", "validate", "--log-level", "warning", "-c"])
+        .arg(file)
+        .output()
+        .expect("run Envoy")
 }
 
 fn binary() -> PathBuf {

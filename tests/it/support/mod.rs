@@ -11,6 +11,7 @@ pub(crate) mod pgbouncer;
 pub(crate) mod port;
 pub(crate) mod postgres;
 pub(crate) mod process;
+pub(crate) mod rate_limit;
 pub(crate) mod redis;
 pub(crate) mod upstream;
 
