@@ -78,9 +78,13 @@ async fn each_reason_has_its_status_its_word_and_a_readable_body() {
         assert_eq!((response.reason(), response.status), (code, denial.http_status()), "{response:?}");
         let challenge = (denial.http_status() == 401).then_some(r#"Bearer realm="keyward""#);
         assert_eq!(response.value("www-authenticate"), challenge, "{code}");
-        let retry = (denial == Denial::InsufficientQuota).then_some("false");
-        assert_eq!(response.value("x-should-retry"), retry, "{code}");
+        assert_eq!(response.value("x-should-retry"), Some("false"), "{code}: what is refused stays refused");
         assert_is_openai(&response, code);
+        let id = response.json()["request_id"].as_str().unwrap_or_default().to_owned();
+        assert!(!id.is_empty(), "{code}: Envoy gives every request an id");
+        for name in ["x-request-id", "request-id"] {
+            assert_eq!(response.value(name), Some(&*id), "{code}: {name}");
+        }
     }
     assert_eq!(stack.upstream.requests(), 0, "a denied request went upstream");
 }
@@ -98,13 +102,35 @@ async fn each_dialect_is_spoken_where_its_callers_are() {
         let body = send(request).await.json();
         assert_eq!(body["type"], "error", "{body}");
         assert_eq!(body["error"]["type"], "authentication_error", "{body}");
+        assert_eq!(body["error"]["details"]["error_code"], "missing_credentials", "{body}");
         assert_is_text(&body["error"]["message"]);
+        assert_is_text(&body["request_id"]);
     }
 
-    let body = send(Request::post("/v1beta/models/gemini-pro:generateContent", "{}")).await.json();
-    assert_eq!(body["error"]["code"], 401, "{body}");
-    assert_eq!(body["error"]["status"], "UNAUTHENTICATED", "{body}");
-    assert_is_text(&body["error"]["message"]);
+    // Another version of the API has another path.
+    let google = Request::post("/v1/models/gemini-pro:generateContent", "{}");
+    let google = google.header("x-goog-api-client", "google-genai-sdk/3.4.0 gl-python/3.11.7");
+    for request in [Request::post("/v1beta/models/gemini-pro:generateContent", "{}"), google] {
+        let body = send(request).await.json();
+        assert_eq!(body["error"]["code"], 401, "{body}");
+        assert_eq!(body["error"]["status"], "UNAUTHENTICATED", "{body}");
+        assert_eq!(body["error"]["details"][0]["reason"], "MISSING_CREDENTIALS", "{body}");
+        assert_is_text(&body["error"]["details"][1]["requestId"]);
+        assert_is_text(&body["error"]["message"]);
+    }
+    assert_is_openai(
+        &send(Request::post("/v1beta/openai/chat/completions", "{}")).await,
+        "missing_credentials",
+    );
+
+    let problem = Request::post("/v1/messages", "{}").header("accept", "application/problem+json");
+    let response = send(problem).await;
+    assert_eq!(response.value("content-type"), Some("application/problem+json"));
+    let body = response.json();
+    assert_eq!((&body["status"], &body["title"]), (&401.into(), &"Unauthorized".into()), "{body}");
+    assert_eq!(body["code"], "missing_credentials", "{body}");
+    assert_is_text(&body["detail"]);
+    assert_is_text(&body["request_id"]);
 }
 
 /// Whoever tries keys must not learn which prefixes exist.
