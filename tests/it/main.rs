@@ -24,6 +24,7 @@ mod path;
 mod postgres_serve;
 mod program;
 mod redis_tier;
+mod sdks;
 mod secrecy;
 mod stores;
 mod stores_postgres;
