@@ -229,7 +229,7 @@ class Anthropic:
         import anthropic
 
         self.module = anthropic
-        self.without_key = {"X-Api-Key": anthropic.omit}
+        self.without_key = {"Authorization": anthropic.omit}
         self.ANY_ERROR = anthropic.AnthropicError
         self.ERRORS = {
             400: anthropic.BadRequestError,

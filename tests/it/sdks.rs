@@ -13,7 +13,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::support::PATIENCE;
 use crate::support::envoy::Envoy;
-use crate::support::keyward::{Builder, Keyward};
+use crate::support::keyward::Keyward;
 use crate::support::postgres::Postgres;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,14 +47,15 @@ async fn google_callers_try_again_and_outlast_an_outage() {
 }
 
 async fn is_answered_or_told_why_not(sdk: &str) {
-    let mut caller = Caller::start(sdk, Keyward::new()).await;
+    let keyward = Keyward::new().start().await;
+    keyward.create_user("ada", &[]);
     let create = |name: &str, options: &[&str]| {
         let options = [&["--hash", "sha256"], options].concat();
-        caller.keyward.create_key("ada", name, &options)
+        keyward.create_key("ada", name, &options)
     };
     let good = create("good", &[]);
     let revoked = create("revoked", &[]);
-    caller.keyward.cli_ok(&["key", "revoke", &revoked.id.to_string()]);
+    keyward.cli_ok(&["key", "revoke", &revoked.id.to_string()]);
     let keys = json!({
         "good": good.secret,
         "wrong": good.wrong(),
@@ -64,18 +65,21 @@ async fn is_answered_or_told_why_not(sdk: &str) {
         "models": create("models", &["--allowed-models", "allowed-*"]).secret,
         "elsewhere": create("elsewhere", &["--allowed-endpoints", "/v1/embeddings"]).secret,
     });
+    let mut caller = Caller::start(sdk, &keyward).await;
     caller.run("works and is refused", &keys).await;
-    caller.keyward.freeze();
+    drop(keyward);
     caller.run("finds nobody", &keys).await;
 }
 
 async fn outlasts_an_outage(sdk: &str) {
     let mut postgres = Postgres::start().await;
     let url = postgres.create_platform().await;
-    let mut caller = Caller::start(sdk, Keyward::new().store(&url)).await;
+    let keyward = Keyward::new().store(&url).start().await;
+    keyward.create_user("ada", &[]);
     // Never used before the outage: what is known goes on for a while without the store.
-    let fresh = caller.keyward.create_key("ada", "fresh", &["--hash", "sha256"]);
+    let fresh = keyward.create_key("ada", "fresh", &["--hash", "sha256"]);
     let keys = json!({ "fresh": fresh.secret });
+    let mut caller = Caller::start(sdk, &keyward).await;
     postgres.kill();
     caller.run("is told to wait", &keys).await;
     caller.ask("outlasts an outage", &keys).await;
@@ -84,20 +88,18 @@ async fn outlasts_an_outage(sdk: &str) {
     caller.await_line("done").await;
 }
 
-/// A program that uses one SDK, with Envoy and Keyward between it and a stand-in for an LLM, which is in the same process.
+/// A program that uses one SDK, with Envoy between it and a stand-in for an LLM, which is in the same process.
 struct Caller {
     lines: Lines<BufReader<ChildStdout>>,
     stdin: ChildStdin,
-    keyward: Keyward,
     envoy: Envoy,
-    said: Vec<String>,
     folder: TempDir,
     /// Killed when dropped.
     _process: Child,
 }
 
 impl Caller {
-    async fn start(sdk: &str, keyward: Builder) -> Self {
+    async fn start(sdk: &str, keyward: &Keyward) -> Self {
         let folder = tempfile::Builder::new().prefix("keyward-sdk-").tempdir().expect("make a folder");
         let log = std::fs::File::create(folder.path().join("log")).expect("create the log file");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/sdk_test.py");
@@ -119,11 +121,10 @@ impl Caller {
         let stdin = process.stdin.take().expect("stdin is piped");
         let stdout = process.stdout.take().expect("stdout is piped");
         let mut lines = BufReader::new(stdout).lines();
-        let (keyward, port) = tokio::join!(keyward.start(), next_line(&mut lines, folder.path()));
-        keyward.create_user("ada", &[]);
+        let port = next_line(&mut lines, folder.path()).await;
         let llm = SocketAddr::from(([127, 0, 0, 1], port.parse().expect("the script says its port first")));
         let envoy = Envoy::new(keyward.grpc_addr(), llm).start().await;
-        Self { lines, stdin, keyward, envoy, said: Vec::new(), folder, _process: process }
+        Self { lines, stdin, envoy, folder, _process: process }
     }
 
     /// Runs one part of the script to its end.
@@ -149,9 +150,9 @@ impl Caller {
             if line == wanted {
                 return;
             }
+            // What was right before the first that is not; also what `make sdk-test` shows.
             println!("{line}");
-            assert_ne!(line, "done", "the script ended its part without {wanted:?}: {:?}", self.said);
-            self.said.push(line);
+            assert_ne!(line, "done", "the script ended its part without {wanted:?}");
         }
     }
 }
