@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
+use envoy_types::pb::envoy::service::auth::v3::CheckRequest;
+use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
 use keyward::domain::denial::Denial;
 use serde_json::Value;
+use tonic::Code;
+use tonic::transport::Endpoint;
 
-use crate::support::Stack;
 use crate::support::envoy::Builder as Envoy;
 use crate::support::grpc::{Authorizer, Check, Encoding};
 use crate::support::http::{Request, Response};
 use crate::support::keyward::{Key, Keyward};
+use crate::support::{Stack, eventually};
 
 /// The request that is denied for exactly this reason. A new reason does not compile without its case.
 fn case(denial: Denial, keyward: &Keyward) -> Request {
@@ -308,6 +312,48 @@ async fn a_grpc_client_reads_a_status_and_a_plain_message() {
         let message = response.value("grpc-message").unwrap_or_default();
         assert!(!message.is_empty() && !message.contains('{'), "{reason}: {message:?}");
     }
+    assert_eq!(stack.upstream.requests(), 0);
+}
+
+/// Not the bytes of it: what a real client makes of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_grpc_client_gets_a_clean_status() {
+    // bcrypt takes longer, so that a key that needs it can't be decided in time.
+    let stack = Stack::start_with(Keyward::new().arg("--check-timeout", "1ms"), |envoy| envoy).await;
+    stack.keyward.create_user("ada", &[]);
+    let create = |name: &str, options: &[&str]| stack.keyward.create_key("ada", name, options).secret;
+    let narrow = create("narrow", &["--hash", "sha256", "--allowed-endpoints", "/v1/other"]);
+    let broke = create("broke", &["--hash", "sha256", "--budget-limit-cents", "0"]);
+    let slow = create("slow", &[]);
+    let channel = Endpoint::from_shared(format!("http://{}", stack.envoy.addr())).unwrap();
+    // Any service would do; this one's client is at hand.
+    let mut client = AuthorizationClient::new(channel.connect().await.unwrap());
+    let mut refusal = async |key: Option<&str>| {
+        let mut request = tonic::Request::new(CheckRequest::default());
+        if let Some(key) = key {
+            request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
+        }
+        client.check(request).await.unwrap_err()
+    };
+    for (key, code, reason) in [
+        (None, Code::Unauthenticated, Denial::MissingCredentials),
+        (Some("zz_no-such-key"), Code::Unauthenticated, Denial::InvalidApiKey),
+        (Some(narrow.as_str()), Code::PermissionDenied, Denial::EndpointNotAllowed),
+        (Some(broke.as_str()), Code::ResourceExhausted, Denial::InsufficientQuota),
+    ] {
+        // A machine that is busy may need more than the millisecond for these too.
+        let status = eventually(async || {
+            let status = refusal(key).await;
+            (status.code() != Code::Unavailable).then_some(status)
+        });
+        let status = status.await.unwrap_or_else(|| panic!("{reason:?} is never told"));
+        assert_eq!((status.code(), status.message()), (code, reason.message()));
+        let reason_header = status.metadata().get("x-keyward-reason").and_then(|value| value.to_str().ok());
+        assert_eq!(reason_header, Some(reason.code()));
+    }
+    let status = refusal(Some(slow.as_str())).await;
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.message().ends_with("Try again in a moment."), "{status:?}");
     assert_eq!(stack.upstream.requests(), 0);
 }
 
