@@ -72,10 +72,10 @@ install_sdks() {
     python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-warn-conflicts \
         --only-binary :all: --target "$packages" --requirement scripts/sdk-requirements.txt ||
         fail "could not get the SDKs of scripts/sdk-requirements.txt from PyPI"
+    "$partial/bin/python" -c 'import openai, anthropic, google.genai' || fail "the SDKs do not run on this machine"
     printf '%s\n' "$wanted" >"$partial/made-for"
     rm -rf "$folder"
     mv "$partial" "$folder"
-    "$folder/bin/python" -c 'import openai, anthropic, google.genai' || fail "the SDKs in $folder can't be imported"
 }
 
 need_pip() {
