@@ -144,13 +144,16 @@ impl Caller {
     }
 
     /// Everything that the script finds right on the way is one more line.
+    #[expect(
+        clippy::print_stdout,
+        reason = "what `make sdk-test` shows, and what went well before a failure"
+    )]
     async fn await_line(&mut self, wanted: &str) {
         loop {
             let line = next_line(&mut self.lines, self.folder.path()).await;
             if line == wanted {
                 return;
             }
-            // What was right before the first that is not; also what `make sdk-test` shows.
             println!("{line}");
             assert_ne!(line, "done", "the script ended its part without {wanted:?}");
         }
