@@ -30,6 +30,11 @@ truth: tools ## Prove the revocation bound: simulation, model, mutants, and thre
 	@KEYWARD_TRUTH_SEEDS=1000 KEYWARD_TRUTH_ROUNDS=$(or $(ROUNDS),4) \
 		cargo test --locked --quiet --test it -- truth:: --nocapture --test-threads 1
 
+.PHONY: sdk-test
+sdk-test: ## Let the OpenAI, Anthropic and Google SDKs meet every refusal, through a real Envoy
+	@scripts/install-tools.sh envoy postgres sdks
+	@cargo test --locked --quiet --test it -- sdks:: --nocapture
+
 .PHONY: lint
 lint: ## Clippy, warnings denied
 	@cargo clippy --locked --all-targets -- -D warnings
@@ -51,5 +56,5 @@ check: ## All that CI asks for
 	@.ci/run
 
 .PHONY: tools
-tools: ## Install Envoy, Redis, PostgreSQL and PgBouncer where they are missing
+tools: ## Install Envoy, Redis, PostgreSQL, PgBouncer and the SDKs where they are missing
 	@scripts/install-tools.sh

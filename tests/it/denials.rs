@@ -2,14 +2,18 @@
 
 use std::time::Duration;
 
+use envoy_types::pb::envoy::service::auth::v3::CheckRequest;
+use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
 use keyward::domain::denial::Denial;
 use serde_json::Value;
+use tonic::Code;
+use tonic::transport::Endpoint;
 
-use crate::support::Stack;
 use crate::support::envoy::Builder as Envoy;
 use crate::support::grpc::{Authorizer, Check, Encoding};
 use crate::support::http::{Request, Response};
 use crate::support::keyward::{Key, Keyward};
+use crate::support::{Stack, eventually};
 
 /// The request that is denied for exactly this reason. A new reason does not compile without its case.
 fn case(denial: Denial, keyward: &Keyward) -> Request {
@@ -78,9 +82,13 @@ async fn each_reason_has_its_status_its_word_and_a_readable_body() {
         assert_eq!((response.reason(), response.status), (code, denial.http_status()), "{response:?}");
         let challenge = (denial.http_status() == 401).then_some(r#"Bearer realm="keyward""#);
         assert_eq!(response.value("www-authenticate"), challenge, "{code}");
-        let retry = (denial == Denial::InsufficientQuota).then_some("false");
-        assert_eq!(response.value("x-should-retry"), retry, "{code}");
+        assert_eq!(response.value("x-should-retry"), Some("false"), "{code}: what is refused stays refused");
         assert_is_openai(&response, code);
+        let id = response.json()["request_id"].as_str().unwrap_or_default().to_owned();
+        assert!(!id.is_empty(), "{code}: Envoy gives every request an id");
+        for name in ["x-request-id", "request-id"] {
+            assert_eq!(response.value(name), Some(&*id), "{code}: {name}");
+        }
     }
     assert_eq!(stack.upstream.requests(), 0, "a denied request went upstream");
 }
@@ -98,13 +106,35 @@ async fn each_dialect_is_spoken_where_its_callers_are() {
         let body = send(request).await.json();
         assert_eq!(body["type"], "error", "{body}");
         assert_eq!(body["error"]["type"], "authentication_error", "{body}");
+        assert_eq!(body["error"]["details"]["error_code"], "missing_credentials", "{body}");
         assert_is_text(&body["error"]["message"]);
+        assert_is_text(&body["request_id"]);
     }
 
-    let body = send(Request::post("/v1beta/models/gemini-pro:generateContent", "{}")).await.json();
-    assert_eq!(body["error"]["code"], 401, "{body}");
-    assert_eq!(body["error"]["status"], "UNAUTHENTICATED", "{body}");
-    assert_is_text(&body["error"]["message"]);
+    // Another version of the API has another path.
+    let google = Request::post("/v1/models/gemini-pro:generateContent", "{}");
+    let google = google.header("x-goog-api-client", "google-genai-sdk/3.4.0 gl-python/3.11.7");
+    for request in [Request::post("/v1beta/models/gemini-pro:generateContent", "{}"), google] {
+        let body = send(request).await.json();
+        assert_eq!(body["error"]["code"], 401, "{body}");
+        assert_eq!(body["error"]["status"], "UNAUTHENTICATED", "{body}");
+        assert_eq!(body["error"]["details"][0]["reason"], "MISSING_CREDENTIALS", "{body}");
+        assert_is_text(&body["error"]["details"][1]["requestId"]);
+        assert_is_text(&body["error"]["message"]);
+    }
+    assert_is_openai(
+        &send(Request::post("/v1beta/openai/chat/completions", "{}")).await,
+        "missing_credentials",
+    );
+
+    let problem = Request::post("/v1/messages", "{}").header("accept", "application/problem+json");
+    let response = send(problem).await;
+    assert_eq!(response.value("content-type"), Some("application/problem+json"));
+    let body = response.json();
+    assert_eq!((&body["status"], &body["title"]), (&401.into(), &"Unauthorized".into()), "{body}");
+    assert_eq!(body["code"], "missing_credentials", "{body}");
+    assert_is_text(&body["detail"]);
+    assert_is_text(&body["request_id"]);
 }
 
 /// Whoever tries keys must not learn which prefixes exist.
@@ -282,6 +312,48 @@ async fn a_grpc_client_reads_a_status_and_a_plain_message() {
         let message = response.value("grpc-message").unwrap_or_default();
         assert!(!message.is_empty() && !message.contains('{'), "{reason}: {message:?}");
     }
+    assert_eq!(stack.upstream.requests(), 0);
+}
+
+/// Not the bytes of it: what a real client makes of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_grpc_client_gets_a_clean_status() {
+    // bcrypt takes longer, so that a key that needs it can't be decided in time.
+    let stack = Stack::start_with(Keyward::new().arg("--check-timeout", "1ms"), |envoy| envoy).await;
+    stack.keyward.create_user("ada", &[]);
+    let create = |name: &str, options: &[&str]| stack.keyward.create_key("ada", name, options).secret;
+    let narrow = create("narrow", &["--hash", "sha256", "--allowed-endpoints", "/v1/other"]);
+    let broke = create("broke", &["--hash", "sha256", "--budget-limit-cents", "0"]);
+    let slow = create("slow", &[]);
+    let channel = Endpoint::from_shared(format!("http://{}", stack.envoy.addr())).unwrap();
+    // Any service would do; this one's client is at hand.
+    let mut client = AuthorizationClient::new(channel.connect().await.unwrap());
+    let mut refusal = async |key: Option<&str>| {
+        let mut request = tonic::Request::new(CheckRequest::default());
+        if let Some(key) = key {
+            request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
+        }
+        client.check(request).await.unwrap_err()
+    };
+    for (key, code, reason) in [
+        (None, Code::Unauthenticated, Denial::MissingCredentials),
+        (Some("zz_no-such-key"), Code::Unauthenticated, Denial::InvalidApiKey),
+        (Some(narrow.as_str()), Code::PermissionDenied, Denial::EndpointNotAllowed),
+        (Some(broke.as_str()), Code::ResourceExhausted, Denial::InsufficientQuota),
+    ] {
+        // A machine that is busy may need more than the millisecond for these too.
+        let status = eventually(async || {
+            let status = refusal(key).await;
+            (status.code() != Code::Unavailable).then_some(status)
+        });
+        let status = status.await.unwrap_or_else(|| panic!("{reason:?} is never told"));
+        assert_eq!((status.code(), status.message()), (code, reason.message()));
+        let reason_header = status.metadata().get("x-keyward-reason").and_then(|value| value.to_str().ok());
+        assert_eq!(reason_header, Some(reason.code()));
+    }
+    let status = refusal(Some(slow.as_str())).await;
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.message().ends_with("Try again in a moment."), "{status:?}");
     assert_eq!(stack.upstream.requests(), 0);
 }
 

@@ -27,6 +27,7 @@ mod postgres_serve;
 mod program;
 mod rate_limits;
 mod redis_tier;
+mod sdks;
 mod secrecy;
 mod stores;
 mod stores_admin;
