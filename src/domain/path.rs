@@ -1,7 +1,8 @@
 //! The path that a request asks for, as far as a decision may rely on it.
 
-/// Whether an upstream could read this path (without its query) differently from us: dot segments, doubled slashes,
-/// encoded separators, parameters, a fragment. A key with an endpoint list is not allowed to ask for such a path.
+/// Whether an upstream could read this path (without its query) differently from us: dot segments (some forgive blanks
+/// around them), doubled slashes, encoded separators, parameters, a fragment, what is no UTF-8 (some take `%c0%af` for a
+/// slash). A key with an endpoint list is not allowed to ask for such a path.
 pub fn is_ambiguous(path: &str) -> bool {
     if !path.starts_with('/') || path.contains("//") || path.contains(['\\', ';', '#', '\0']) {
         return true;
@@ -12,8 +13,8 @@ pub fn is_ambiguous(path: &str) -> bool {
             decoded
                 .iter()
                 .any(|byte| matches!(byte, b'/' | b'\\' | b'%' | b';' | b'#' | b'?' | 0..=0x1f | 0x7f))
-                || decoded == b"."
-                || decoded == b".."
+                || matches!(decoded.trim_ascii(), b"." | b"..")
+                || std::str::from_utf8(&decoded).is_err()
         }
     })
 }
@@ -58,6 +59,11 @@ mod tests {
             "/a%2",
             "/a%zz",
             "/a%252e",
+            "/v1/..%20/admin",
+            "/v1/%20./chat",
+            "/v1/x%c0%af..%c0%afadmin",
+            "/v1/%e0%80%ae./admin",
+            "/v1/%e9",
         ] {
             assert!(is_ambiguous(path), "{path:?}");
         }
@@ -65,7 +71,15 @@ mod tests {
 
     #[test]
     fn plain_paths() {
-        for path in ["/", "/v1/chat/completions", "/v1/models/", "/v1/model/a%3ab", "/v1/...", "/a.b/c~d"] {
+        for path in [
+            "/",
+            "/v1/chat/completions",
+            "/v1/models/",
+            "/v1/model/a%3ab",
+            "/v1/...",
+            "/a.b/c~d",
+            "/%c3%a9/%20",
+        ] {
             assert!(!is_ambiguous(path), "{path:?}");
         }
     }

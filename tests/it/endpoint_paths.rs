@@ -26,6 +26,8 @@ const ROUTES: &str = r"routes: # @routes
 /// A list, what is within it in plain words, and paths that it must never refuse.
 struct List {
     rule: &'static str,
+    /// What the targets hold that are worth a request; all are for the first list.
+    about: &'static str,
     admits: fn(&[u8]) -> bool,
     plain: &'static [&'static str],
 }
@@ -33,11 +35,13 @@ struct List {
 const LISTS: [List; 3] = [
     List {
         rule: "/v1/chat/**",
+        about: "",
         admits: |path| path == b"/v1/chat" || path.starts_with(b"/v1/chat/"),
         plain: &["/v1/chat", "/v1/chat/completions", "/v1/chat/a.b/c~d?x=/../y", "/v1/chat/caf%C3%A9/a%20b"],
     },
     List {
         rule: "GET /v1/models/*",
+        about: "models",
         admits: |path| {
             path.strip_prefix(b"/v1/models/").is_some_and(|rest| !rest.is_empty() && !rest.contains(&b'/'))
         },
@@ -45,6 +49,7 @@ const LISTS: [List; 3] = [
     },
     List {
         rule: "/**/completions",
+        about: "completions",
         admits: |path| path.ends_with(b"/completions"),
         plain: &["/completions", "/v1/chat/completions", "/admin/completions"],
     },
@@ -63,28 +68,38 @@ enum Outcome {
 }
 
 /// Every combination of what Envoy can do to a path, each as a listener of one Envoy.
-fn every_configuration(mut envoy: Builder) -> (Builder, Vec<(String, SocketAddr)>) {
-    let mut listeners = Vec::new();
+fn every_configuration(envoy: Builder) -> (Builder, Vec<(String, SocketAddr)>) {
+    let (mut envoy, mut listeners) = (Some(envoy), Vec::new());
+    let mut add = |name: &str, changes: &[(&str, &str)]| {
+        let addr = port::free_addr();
+        let address = format!("socket_address: {{address: 127.0.0.1, port_value: {}}}", addr.port());
+        listeners.push((name.to_owned(), addr));
+        let builder = envoy.take().expect("is put back");
+        envoy = Some(builder.also_listen(name, &address, changes));
+    };
     for normalize in [true, false] {
         for merge in [true, false] {
             for action in
                 ["KEEP_UNCHANGED", "REJECT_REQUEST", "UNESCAPE_AND_REDIRECT", "UNESCAPE_AND_FORWARD"]
             {
-                let addr = port::free_addr();
-                let name = format!("normalize={normalize},merge={merge},{action}");
-                let address = format!("socket_address: {{address: 127.0.0.1, port_value: {}}}", addr.port());
                 let changes = [
-                    ("normalize_path: true", format!("normalize_path: {normalize}")),
-                    ("merge_slashes: true", format!("merge_slashes: {merge}")),
-                    ("slashes_action: REJECT_REQUEST", format!("slashes_action: {action}")),
+                    ("normalize_path: true", &*format!("normalize_path: {normalize}")),
+                    ("merge_slashes: true", &*format!("merge_slashes: {merge}")),
+                    ("slashes_action: REJECT_REQUEST", &*format!("slashes_action: {action}")),
                 ];
-                let changes: Vec<_> = changes.iter().map(|(from, to)| (*from, to.as_str())).collect();
-                envoy = envoy.also_listen(&name, &address, &changes);
-                listeners.push((name, addr));
+                add(&format!("normalize={normalize},merge={merge},{action}"), &changes);
             }
         }
     }
-    (envoy, listeners)
+    // Nothing done to a path, and Keyward sees it as text.
+    let changes = [
+        ("normalize_path: true", "normalize_path: false"),
+        ("merge_slashes: true", "merge_slashes: false"),
+        ("slashes_action: REJECT_REQUEST", "slashes_action: KEEP_UNCHANGED"),
+        ("encode_raw_headers: true", "encode_raw_headers: false"),
+    ];
+    add("as text", &changes);
+    (envoy.expect("is put back"), listeners)
 }
 
 fn reached(echo: &Echo) -> Outcome {
@@ -172,8 +187,13 @@ async fn no_reading_of_an_allowed_path_leaves_the_key_s_list() {
                         assert!(matches!(answer, Outcome::Reached { .. }), "{name}: {plain}: {answer:?}");
                     }
                 }
-                for target in targets.iter() {
-                    let answers = [ask(addr, target, secret).await, ask_http2(addr, target, secret).await];
+                let about = |target: &&Vec<u8>| target.escape_ascii().to_string().contains(list.about);
+                for target in targets.iter().filter(about) {
+                    let mut answers = vec![ask(addr, target, secret).await];
+                    // The two differ in what they take for a path at all.
+                    if !target.starts_with(b"/") || !target.iter().all(u8::is_ascii_graphic) {
+                        answers.push(ask_http2(addr, target, secret).await);
+                    }
                     for outcome in answers {
                         if let Some(why) = escape(list, &outcome) {
                             escapes.push(format!("{name}: {}: {} {why}", list.rule, target.escape_ascii()));
@@ -202,6 +222,9 @@ async fn no_reading_of_an_allowed_path_leaves_the_key_s_list() {
         let others = count(|outcome| matches!(outcome, Outcome::Envoy(_)));
         println!("{name}: {allowed} allowed, {ambiguous} ambiguous, {outside} outside, {others} others");
         assert_eq!(allowed + ambiguous + outside + others, of_one.len(), "{name}: another reason");
-        assert!(allowed >= 50 && ambiguous >= 50 && outside >= 50, "{name}: {allowed} {ambiguous} {outside}");
+        assert!(
+            allowed >= 15 && ambiguous >= 200 && outside >= 15,
+            "{name}: {allowed} {ambiguous} {outside}"
+        );
     }
 }
