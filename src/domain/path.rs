@@ -1,5 +1,7 @@
 //! The path that a request asks for, as far as a decision may rely on it.
 
+use std::borrow::Cow;
+
 /// Whether an upstream could read this path (without its query) differently from us: dot segments (some forgive blanks
 /// around them), doubled slashes, encoded separators, parameters, a fragment, what is no UTF-8 (some take `%c0%af` for a
 /// slash). A key with an endpoint list is not allowed to ask for such a path.
@@ -17,6 +19,25 @@ pub fn is_ambiguous(path: &str) -> bool {
                 || std::str::from_utf8(&decoded).is_err()
         }
     })
+}
+
+/// The path as a lenient upstream takes it: without its escapes, in any case, with or without a slash at its end. For
+/// rules that ask for something where they fit, so that no other spelling gets around them. To be asked about paths that
+/// are not ambiguous.
+pub fn lenient(path: &str) -> Cow<'_, str> {
+    let path = path.strip_suffix('/').filter(|rest| !rest.is_empty()).unwrap_or(path);
+    let decoded = if path.contains('%') {
+        decode(path)
+            .and_then(|decoded| String::from_utf8(decoded).ok())
+            .map_or(Cow::Borrowed(path), Cow::Owned)
+    } else {
+        Cow::Borrowed(path)
+    };
+    if decoded.contains(|letter: char| letter.is_ascii_uppercase()) {
+        Cow::Owned(decoded.to_ascii_lowercase())
+    } else {
+        decoded
+    }
 }
 
 /// Decodes percent escapes once; `None` where one is malformed.
@@ -66,6 +87,16 @@ mod tests {
             "/v1/%e9",
         ] {
             assert!(is_ambiguous(path), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn every_spelling_of_a_path_is_one_to_the_lenient() {
+        for path in ["/v1/chat", "/v1/chat/", "/V1/Chat", "/v1/ch%61t/", "/%561/chat"] {
+            assert_eq!(lenient(path), "/v1/chat", "{path:?}");
+        }
+        for path in ["/", "/v1/%zz", "/v1/caf\u{e9}"] {
+            assert_eq!(lenient(path), path);
         }
     }
 

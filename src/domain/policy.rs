@@ -481,7 +481,7 @@ mod tests {
     #[test]
     fn scopes_are_asked_for_by_path_too() {
         let rules = PolicyRules {
-            scope_paths: "/v1/chat/**=chat,POST /v1/**=write".parse().unwrap(),
+            scope_paths: "/v1/chat/**=chat,POST /v1/**=write,/v1/Files/=files".parse().unwrap(),
             ..PolicyRules::default()
         };
         let of = |scopes: &str, path: &str| {
@@ -494,6 +494,10 @@ mod tests {
         assert_eq!(of("[\"chat\"]", "/v1/chat/completions"), Err(Denial::ScopeMissing));
         assert_eq!(of("[\"write\"]", "/v1/embeddings"), Ok(()));
         assert_eq!(of("[]", "/healthz"), Ok(()));
+        for spelling in ["/v1/files", "/v1/files/", "/V1/FILES", "/v1/%66iles"] {
+            assert_eq!(of("[\"write\"]", spelling), Err(Denial::ScopeMissing), "{spelling}");
+            assert_eq!(of("[\"files\",\"write\"]", spelling), Ok(()), "{spelling}");
+        }
         assert_eq!(of("[\"write\"]", "/v1/./chat/completions"), Err(Denial::AmbiguousRequest));
     }
 

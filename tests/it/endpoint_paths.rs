@@ -228,3 +228,34 @@ async fn no_reading_of_an_allowed_path_leaves_the_key_s_list() {
         );
     }
 }
+
+/// The opposite of a list: what the table does not fit asks for nothing, so it has to fit every spelling.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scope_is_asked_for_under_every_spelling_of_its_path() {
+    let keyward = Keyward::new().arg("--scope-paths", "/v1/chat/**=chat,/V1/Models/*=models").start().await;
+    keyward.create_user("ada", &[]);
+    let key = keyward.create_key("ada", "ci", &["--hash", "sha256"]).secret;
+    let (_envoy, _upstream, listeners) = rig(&keyward).await;
+    let (mut escapes, mut reached) = (Vec::new(), 0);
+    for (name, addr) in listeners {
+        if !name.contains("KEEP") {
+            continue;
+        }
+        for target in targets().iter().filter(|target| !target.contains(&b'.')) {
+            let Outcome::Reached { path, .. } = ask(addr, target, &key).await else {
+                continue;
+            };
+            reached += 1;
+            let asks = |reading: &Vec<u8>| {
+                let reading = reading.to_ascii_lowercase();
+                let reading = reading.strip_suffix(b"/").unwrap_or(&reading);
+                (LISTS[0].admits)(reading) || (LISTS[1].admits)(reading)
+            };
+            if let Some(reading) = readings(&path).iter().find(|reading| asks(reading)) {
+                escapes.push(format!("{name}: {}: {}", target.escape_ascii(), reading.escape_ascii()));
+            }
+        }
+    }
+    assert!(escapes.is_empty(), "{} got through:\n{}", escapes.len(), escapes.join("\n"));
+    assert!(reached >= 10, "{reached}");
+}
