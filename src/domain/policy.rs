@@ -21,6 +21,7 @@ pub struct Permit {
     policy: Arc<KeyPolicy>,
     model: Option<Box<str>>,
     shadow_denial: Option<ShadowDenial>,
+    is_by_path: bool,
 }
 
 impl Permit {
@@ -43,6 +44,11 @@ impl Permit {
     /// list. Empty otherwise.
     pub fn model(&self) -> &str {
         self.model.as_deref().unwrap_or_default()
+    }
+
+    /// Whether method and path had a say in it, so that the upstream must not take others for them.
+    pub fn is_by_path(&self) -> bool {
+        self.is_by_path
     }
 
     /// The first rule in shadow mode that would have denied this.
@@ -83,7 +89,16 @@ pub fn evaluate(
     let refusal = match state(&candidate, deny_list, now) {
         Ok(policy) => match apply(policy, &candidate.owner, rules, request) {
             Ok((model, shadow_denial)) => {
-                return Ok(Permit { policy: Arc::clone(policy), candidate, model, shadow_denial });
+                let is_by_path = !rules.scope_paths.is_empty()
+                    || matches!(policy.endpoints, Allowlist::Only(_))
+                    || matches!(policy.models, Allowlist::Only(_));
+                return Ok(Permit {
+                    policy: Arc::clone(policy),
+                    candidate,
+                    model,
+                    shadow_denial,
+                    is_by_path,
+                });
             }
             Err(refusal) => refusal,
         },
@@ -481,19 +496,24 @@ mod tests {
     #[test]
     fn scopes_are_asked_for_by_path_too() {
         let rules = PolicyRules {
-            scope_paths: "/v1/chat/**=chat,POST /v1/**=write,/v1/Files/=files".parse().unwrap(),
+            scope_paths: "/v1/chat/**=chat,POST /v1/**=write,/v1/Files/=files,GET /batches=list"
+                .parse()
+                .unwrap(),
             ..PolicyRules::default()
         };
-        let of = |scopes: &str, path: &str| {
+        let of_method = |method: &str, scopes: &str, path: &str| {
             let mut row = CandidateRow::sample(HASH);
             row.scopes = Some(scopes.into());
-            let request = Request { path, route: RouteOptions::default(), ..request() };
+            let request = Request { method, path, route: RouteOptions::default(), ..request() };
             permit(&DenyList::default(), &rules, &row, &request).map(|_| ()).map_err(|denied| denied.reason)
         };
+        let of = |scopes: &str, path: &str| of_method("POST", scopes, path);
         assert_eq!(of("[\"chat\",\"write\"]", "/v1/chat/completions"), Ok(()));
         assert_eq!(of("[\"chat\"]", "/v1/chat/completions"), Err(Denial::ScopeMissing));
         assert_eq!(of("[\"write\"]", "/v1/embeddings"), Ok(()));
         assert_eq!(of("[]", "/healthz"), Ok(()));
+        assert_eq!(of_method("HEAD", "[]", "/batches"), Err(Denial::ScopeMissing));
+        assert_eq!(of_method("HEAD", "[\"list\"]", "/batches"), Ok(()));
         for spelling in ["/v1/files", "/v1/files/", "/V1/FILES", "/v1/%66iles"] {
             assert_eq!(of("[\"write\"]", spelling), Err(Denial::ScopeMissing), "{spelling}");
             assert_eq!(of("[\"files\",\"write\"]", spelling), Ok(()), "{spelling}");

@@ -120,7 +120,13 @@ impl ScopePaths {
     /// lenient upstream might take for it.
     pub fn required<'a>(&'a self, method: &str, path: &str) -> impl Iterator<Item = &'a str> {
         let path = lenient(path);
-        self.entries.iter().filter(move |(rule, _)| rule.covers(method, &path)).map(|(_, scope)| &**scope)
+        self.entries
+            .iter()
+            .filter(move |(rule, _)| {
+                // What answers GET answers HEAD.
+                rule.covers(method, &path) || (method == "HEAD" && rule.covers("GET", &path))
+            })
+            .map(|(_, scope)| &**scope)
     }
 }
 

@@ -172,10 +172,13 @@ pub(crate) fn targets() -> Vec<Vec<u8>> {
     all.into_iter().collect()
 }
 
+/// Something that an upstream may do to a path.
+type Step = fn(&[u8]) -> Vec<u8>;
+
 /// Everything that some upstream could take this target's path for: what its steps make of it in any order, as often as
 /// they change anything. Knows nothing of Keyward's own reading.
 pub(crate) fn readings(target: &[u8]) -> BTreeSet<Vec<u8>> {
-    let steps: [fn(&[u8]) -> Vec<u8>; 10] = [
+    let steps: [Step; 10] = [
         decoded,
         without_overlong_forms,
         with_slashes_for_backslashes,

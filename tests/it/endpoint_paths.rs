@@ -12,7 +12,7 @@ use crate::support::envoy::{Builder, Envoy};
 use crate::support::http::{Request, Response};
 use crate::support::keyward::Keyward;
 use crate::support::upstream::{Echo, Upstream};
-use crate::support::{http2, port};
+use crate::support::{Stack, http2, port};
 
 /// Two routes that say which one was taken; the rest is as shipped.
 const ROUTES: &str = r"routes: # @routes
@@ -67,39 +67,34 @@ enum Outcome {
     Envoy(u16),
 }
 
-/// Every combination of what Envoy can do to a path, each as a listener of one Envoy.
-fn every_configuration(envoy: Builder) -> (Builder, Vec<(String, SocketAddr)>) {
-    let (mut envoy, mut listeners) = (Some(envoy), Vec::new());
-    let mut add = |name: &str, changes: &[(&str, &str)]| {
-        let addr = port::free_addr();
-        let address = format!("socket_address: {{address: 127.0.0.1, port_value: {}}}", addr.port());
-        listeners.push((name.to_owned(), addr));
-        let builder = envoy.take().expect("is put back");
-        envoy = Some(builder.also_listen(name, &address, changes));
-    };
+/// Every combination of what Envoy can do to a path, and one in which it does nothing and shows Keyward text instead of
+/// bytes; each as a listener of one Envoy.
+fn every_configuration(mut envoy: Builder) -> (Builder, Vec<(String, SocketAddr)>) {
+    let mut all = vec![(false, false, "KEEP_UNCHANGED", false)];
     for normalize in [true, false] {
         for merge in [true, false] {
-            for action in
-                ["KEEP_UNCHANGED", "REJECT_REQUEST", "UNESCAPE_AND_REDIRECT", "UNESCAPE_AND_FORWARD"]
-            {
-                let changes = [
-                    ("normalize_path: true", &*format!("normalize_path: {normalize}")),
-                    ("merge_slashes: true", &*format!("merge_slashes: {merge}")),
-                    ("slashes_action: REJECT_REQUEST", &*format!("slashes_action: {action}")),
-                ];
-                add(&format!("normalize={normalize},merge={merge},{action}"), &changes);
-            }
+            let actions =
+                ["KEEP_UNCHANGED", "REJECT_REQUEST", "UNESCAPE_AND_REDIRECT", "UNESCAPE_AND_FORWARD"];
+            all.extend(actions.map(|action| (normalize, merge, action, true)));
         }
     }
-    // Nothing done to a path, and Keyward sees it as text.
-    let changes = [
-        ("normalize_path: true", "normalize_path: false"),
-        ("merge_slashes: true", "merge_slashes: false"),
-        ("slashes_action: REJECT_REQUEST", "slashes_action: KEEP_UNCHANGED"),
-        ("encode_raw_headers: true", "encode_raw_headers: false"),
-    ];
-    add("as text", &changes);
-    (envoy.expect("is put back"), listeners)
+    let mut listeners = Vec::new();
+    for (normalize, merge, action, raw) in all {
+        let addr = port::free_addr();
+        let name = format!("normalize={normalize},merge={merge},{action},raw={raw}");
+        envoy = envoy.also_listen(
+            &name,
+            &format!("socket_address: {{address: 127.0.0.1, port_value: {}}}", addr.port()),
+            &[
+                ("normalize_path: true", &format!("normalize_path: {normalize}")),
+                ("merge_slashes: true", &format!("merge_slashes: {merge}")),
+                ("slashes_action: REJECT_REQUEST", &format!("slashes_action: {action}")),
+                ("encode_raw_headers: true", &format!("encode_raw_headers: {raw}")),
+            ],
+        );
+        listeners.push((name, addr));
+    }
+    (envoy, listeners)
 }
 
 fn reached(echo: &Echo) -> Outcome {
@@ -229,10 +224,43 @@ async fn no_reading_of_an_allowed_path_leaves_the_key_s_list() {
     }
 }
 
+/// Some frameworks take another path or method from a header than the request's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_header_that_takes_the_place_of_the_path_gets_past_a_list() {
+    let change = |envoy: Builder| {
+        envoy.replace(
+            "headers_with_underscores_action: REJECT_REQUEST",
+            "headers_with_underscores_action: ALLOW",
+        )
+    };
+    let stack = Stack::start_with(Keyward::new(), change).await;
+    stack.keyward.create_user("ada", &[]);
+    for (list, is_kept) in [
+        (&["--allowed-endpoints", "GET /v1/chat/*"][..], false),
+        (&["--allowed-models", "gpt-4o"], false),
+        (&[], true),
+    ] {
+        let key = stack.keyward.create_key("ada", "ci", &[&["--hash", "sha256"], list].concat()).secret;
+        for name in [
+            "X-Original-URL",
+            "x-rewrite-url",
+            "X-HTTP-Method-Override",
+            "x-http-method",
+            "X_Method_Override",
+        ] {
+            let request =
+                Request::get("/v1/chat/x").bearer(&key).header(name, "/admin").header(name, "DELETE");
+            let echo = request.send(stack.envoy.addr()).await.echo();
+            assert_eq!(!echo.values(&name.to_lowercase()).is_empty(), is_kept, "{list:?} {name}");
+        }
+    }
+}
+
 /// The opposite of a list: what the table does not fit asks for nothing, so it has to fit every spelling.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scope_is_asked_for_under_every_spelling_of_its_path() {
-    let keyward = Keyward::new().arg("--scope-paths", "/v1/chat/**=chat,/V1/Models/*=models").start().await;
+    let keyward =
+        Keyward::new().arg("--scope-paths", "GET /v1/chat/**=chat,/V1/Models/*=models").start().await;
     keyward.create_user("ada", &[]);
     let key = keyward.create_key("ada", "ci", &["--hash", "sha256"]).secret;
     let (_envoy, _upstream, listeners) = rig(&keyward).await;

@@ -59,7 +59,7 @@ async fn exchange(addr: SocketAddr, bytes: &[u8]) -> io::Result<Option<Vec<u8>>>
             return Ok(None);
         }
         let [a, b, c, kind, flags, ..] = head;
-        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+        let mut payload = vec![0; usize::try_from(u32::from_be_bytes([0, a, b, c])).expect("24 bits")];
         stream.read_exact(&mut payload).await?;
         match kind {
             RST_STREAM | GOAWAY => return Ok(None),
@@ -82,17 +82,16 @@ fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
 
 /// Without Huffman coding; the length in HPACK's form with a prefix of seven bits.
 fn string(out: &mut Vec<u8>, text: &[u8]) {
-    match u8::try_from(text.len()) {
-        Ok(length @ 0..127) => out.push(length),
-        _ => {
-            out.push(127);
-            let mut rest = text.len() - 127;
-            while rest >= 128 {
-                out.push(u8::try_from(rest % 128).expect("seven bits") | 128);
-                rest /= 128;
-            }
-            out.push(u8::try_from(rest).expect("seven bits"));
+    if let Ok(length @ 0..127) = u8::try_from(text.len()) {
+        out.push(length);
+    } else {
+        out.push(127);
+        let mut rest = text.len() - 127;
+        while rest >= 128 {
+            out.push(u8::try_from(rest % 128).expect("seven bits") | 128);
+            rest /= 128;
         }
+        out.push(u8::try_from(rest).expect("seven bits"));
     }
     out.extend_from_slice(text);
 }
