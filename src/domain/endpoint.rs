@@ -31,6 +31,22 @@ impl EndpointRule {
         Some(Self { method, segments })
     }
 
+    /// The same rule for paths that went through [`super::path::lenient`].
+    pub fn lenient(self) -> Self {
+        let mut segments = self.segments.into_vec();
+        if segments.len() > 1
+            && segments.last().is_some_and(|last| matches!(last, Segment::Literal(text) if text.is_empty()))
+        {
+            segments.pop();
+        }
+        for segment in &mut segments {
+            if let Segment::Literal(text) = segment {
+                *text = super::path::lenient(text).into();
+            }
+        }
+        Self { method: self.method, segments: segments.into() }
+    }
+
     /// Whether the rule covers this method and path (without query; not ambiguous, see [`super::path`]).
     pub fn covers(&self, method: &str, path: &str) -> bool {
         if self.method.as_deref().is_some_and(|wanted| wanted != method) {

@@ -1,8 +1,10 @@
 //! The path that a request asks for, as far as a decision may rely on it.
 
-/// Whether an upstream could read this path (without its query) differently from us: dot segments, doubled slashes,
-/// encoded separators, parameters, a fragment, what is no UTF-8 (overlong forms of `.` and `/` among it). A key with an
-/// endpoint list is not allowed to ask for such a path.
+use std::borrow::Cow;
+
+/// Whether an upstream could read this path (without its query) differently from us: dot segments (some forgive blanks
+/// around them), doubled slashes, encoded separators, parameters, a fragment, what is no UTF-8 (some take `%c0%af` for a
+/// slash). A key with an endpoint list is not allowed to ask for such a path.
 pub fn is_ambiguous(path: &str) -> bool {
     if !path.starts_with('/') || path.contains("//") {
         return true;
@@ -20,7 +22,26 @@ pub fn is_ambiguous(path: &str) -> bool {
 fn is_special(segment: &str) -> bool {
     let is_special =
         |byte| matches!(byte, b'/' | b'\\' | b'%' | b';' | b'#' | b'?') || u8::is_ascii_control(&byte);
-    segment == "." || segment == ".." || segment.bytes().any(is_special)
+    matches!(segment.trim_ascii(), "." | "..") || segment.bytes().any(is_special)
+}
+
+/// The path as a lenient upstream takes it: without its escapes, in any case, with or without a slash at its end. For
+/// rules that ask for something where they fit, so that no other spelling gets around them. To be asked about paths that
+/// are not ambiguous.
+pub fn lenient(path: &str) -> Cow<'_, str> {
+    let path = path.strip_suffix('/').filter(|rest| !rest.is_empty()).unwrap_or(path);
+    let decoded = if path.contains('%') {
+        decode(path)
+            .and_then(|decoded| String::from_utf8(decoded).ok())
+            .map_or(Cow::Borrowed(path), Cow::Owned)
+    } else {
+        Cow::Borrowed(path)
+    };
+    if decoded.contains(|letter: char| letter.is_ascii_uppercase()) {
+        Cow::Owned(decoded.to_ascii_lowercase())
+    } else {
+        decoded
+    }
 }
 
 /// Decodes percent escapes once; `None` where one is malformed.
@@ -65,8 +86,23 @@ mod tests {
             "/a%252e",
             "/v1/%c0%ae%c0%ae/admin",
             "/v1%c0%afadmin",
+            "/v1/..%20/admin",
+            "/v1/%20./chat",
+            "/v1/x%c0%af..%c0%afadmin",
+            "/v1/%e0%80%ae./admin",
+            "/v1/%e9",
         ] {
             assert!(is_ambiguous(path), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn every_spelling_of_a_path_is_one_to_the_lenient() {
+        for path in ["/v1/chat", "/v1/chat/", "/V1/Chat", "/v1/ch%61t/", "/%561/chat"] {
+            assert_eq!(lenient(path), "/v1/chat", "{path:?}");
+        }
+        for path in ["/", "/v1/%zz", "/v1/caf\u{e9}"] {
+            assert_eq!(lenient(path), path);
         }
     }
 
@@ -81,6 +117,7 @@ mod tests {
             "/a.b/c~d",
             "/caf%c3%a9",
             "/café",
+            "/%c3%a9/%20",
         ] {
             assert!(!is_ambiguous(path), "{path:?}");
         }

@@ -21,6 +21,7 @@ pub struct Permit {
     policy: Arc<KeyPolicy>,
     model: Option<Box<str>>,
     shadow_denial: Option<ShadowDenial>,
+    is_by_path: bool,
 }
 
 impl Permit {
@@ -43,6 +44,11 @@ impl Permit {
     /// list. Empty otherwise.
     pub fn model(&self) -> &str {
         self.model.as_deref().unwrap_or_default()
+    }
+
+    /// Whether method and path had a say in it, so that the upstream must not take others for them.
+    pub fn is_by_path(&self) -> bool {
+        self.is_by_path
     }
 
     /// The first rule in shadow mode that would have denied this.
@@ -83,7 +89,16 @@ pub fn evaluate(
     let refusal = match state(&candidate, deny_list, now) {
         Ok(policy) => match apply(policy, &candidate.owner, rules, request) {
             Ok((model, shadow_denial)) => {
-                return Ok(Permit { policy: Arc::clone(policy), candidate, model, shadow_denial });
+                let is_by_path = !rules.scope_paths.is_empty()
+                    || matches!(policy.endpoints, Allowlist::Only(_))
+                    || matches!(policy.models, Allowlist::Only(_));
+                return Ok(Permit {
+                    policy: Arc::clone(policy),
+                    candidate,
+                    model,
+                    shadow_denial,
+                    is_by_path,
+                });
             }
             Err(refusal) => refusal,
         },

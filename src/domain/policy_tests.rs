@@ -229,19 +229,26 @@ fn a_shadowed_rule_reports_and_denies_nothing() {
 #[test]
 fn scopes_are_asked_for_by_path_too() {
     let rules = PolicyRules {
-        scope_paths: "/v1/chat/**=chat,POST /v1/**=write".parse().unwrap(),
+        scope_paths: "/v1/chat/**=chat,POST /v1/**=write,/v1/Files/=files,GET /batches=list".parse().unwrap(),
         ..PolicyRules::default()
     };
-    let of = |scopes: &str, path: &str| {
+    let of_method = |method: &str, scopes: &str, path: &str| {
         let mut row = CandidateRow::sample(HASH);
         row.scopes = Some(scopes.into());
-        let request = Request { path, route: RouteOptions::default(), ..request() };
+        let request = Request { method, path, route: RouteOptions::default(), ..request() };
         permit(&DenyList::default(), &rules, &row, &request).map(|_| ()).map_err(|denied| denied.reason)
     };
+    let of = |scopes: &str, path: &str| of_method("POST", scopes, path);
     assert_eq!(of("[\"chat\",\"write\"]", "/v1/chat/completions"), Ok(()));
     assert_eq!(of("[\"chat\"]", "/v1/chat/completions"), Err(Denial::ScopeMissing));
     assert_eq!(of("[\"write\"]", "/v1/embeddings"), Ok(()));
     assert_eq!(of("[]", "/healthz"), Ok(()));
+    assert_eq!(of_method("HEAD", "[]", "/batches"), Err(Denial::ScopeMissing));
+    assert_eq!(of_method("HEAD", "[\"list\"]", "/batches"), Ok(()));
+    for spelling in ["/v1/files", "/v1/files/", "/V1/FILES", "/v1/%66iles"] {
+        assert_eq!(of("[\"write\"]", spelling), Err(Denial::ScopeMissing), "{spelling}");
+        assert_eq!(of("[\"files\",\"write\"]", spelling), Ok(()), "{spelling}");
+    }
     assert_eq!(of("[\"write\"]", "/v1/./chat/completions"), Err(Denial::AmbiguousRequest));
 }
 

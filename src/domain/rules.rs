@@ -6,6 +6,7 @@ use std::str::FromStr;
 use super::denial::Denial;
 use super::endpoint::EndpointRule;
 use super::model_path::ModelPaths;
+use super::path::lenient;
 
 /// The settings of policy.
 #[derive(Debug, Clone, Default)]
@@ -115,9 +116,17 @@ impl ScopePaths {
         self.entries.is_empty()
     }
 
-    /// The scopes that this request needs; all of them, where several patterns fit.
+    /// The scopes that this request needs; all of them, where several patterns fit. A pattern fits every spelling that a
+    /// lenient upstream might take for it.
     pub fn required<'a>(&'a self, method: &str, path: &str) -> impl Iterator<Item = &'a str> {
-        self.entries.iter().filter(move |(rule, _)| rule.covers(method, path)).map(|(_, scope)| &**scope)
+        let path = lenient(path);
+        self.entries
+            .iter()
+            .filter(move |(rule, _)| {
+                // What answers GET answers HEAD.
+                rule.covers(method, &path) || (method == "HEAD" && rule.covers("GET", &path))
+            })
+            .map(|(_, scope)| &**scope)
     }
 }
 
@@ -132,7 +141,8 @@ impl FromStr for ScopePaths {
         let entry = |text: &str| {
             let (pattern, scope) = text.trim().rsplit_once('=')?;
             let scope = scope.trim();
-            (!scope.is_empty()).then(|| Some((EndpointRule::parse(pattern.trim())?, scope.into())))?
+            (!scope.is_empty())
+                .then(|| Some((EndpointRule::parse(pattern.trim())?.lenient(), scope.into())))?
         };
         let entries: Result<Box<[_]>, String> = text
             .split(',')

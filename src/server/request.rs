@@ -31,7 +31,7 @@ impl<'a> Inbound<'a> {
         let headers = Headers::new(&http.headers, list);
         let request = Request {
             method: &http.method,
-            path: http.path.split_once('?').map_or(http.path.as_str(), |(path, _)| path),
+            path: path(http, &headers),
             client: client(client_ip, attributes, &headers, metadata),
             route: route_options(attributes),
             body: body(http, &headers),
@@ -58,6 +58,17 @@ impl<'a> Inbound<'a> {
         };
         self.headers.text("x-request-id").filter(is_plain)
     }
+}
+
+/// Without the query. Empty, which no list admits, where the upstream may get something else: Envoy writes `!` for every
+/// byte that is no UTF-8 (HTTP/2 lets them pass), and only `encode_raw_headers` shows which ones were none.
+fn path<'a>(http: &'a HttpRequest, headers: &Headers<'a>) -> &'a str {
+    let path = http.path.split_once('?').map_or(http.path.as_str(), |(path, _)| path);
+    let is_as_sent = || {
+        let mut raw = headers.values(":path");
+        http.header_map.is_some() && raw.next().is_some_and(|raw| raw.starts_with(path.as_bytes()))
+    };
+    if path.contains('!') && !is_as_sent() { "" } else { path }
 }
 
 fn route_options(attributes: &AttributeContext) -> RouteOptions<'_> {
@@ -125,7 +136,9 @@ fn peer(attributes: &AttributeContext) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use envoy_types::pb::envoy::config::core::v3::{Address as CoreAddress, SocketAddress};
+    use envoy_types::pb::envoy::config::core::v3::{
+        Address as CoreAddress, HeaderMap, HeaderValue, SocketAddress,
+    };
     use envoy_types::pb::envoy::service::auth::v3::attribute_context::{Peer, Request as RequestAttributes};
 
     use super::*;
@@ -171,6 +184,27 @@ mod tests {
         let check = check(&[]);
         let inbound = Inbound::read(&check, &MetadataMap::new(), &ClientIpSource::Peer).unwrap();
         assert_eq!((inbound.request.path, inbound.target), ("/v1/x", "/v1/x?a=b"));
+    }
+
+    #[test]
+    fn an_exclamation_mark_in_the_path_is_believed_only_where_the_bytes_show_it() {
+        let raw = |path: &[u8]| {
+            let header =
+                HeaderValue { key: ":path".into(), raw_value: path.to_vec(), ..HeaderValue::default() };
+            Some(HeaderMap { headers: vec![header] })
+        };
+        for (header_map, expected) in [
+            (raw(b"/v1/a!?b=\xff"), "/v1/a!"),
+            (raw(b"/v1/a\xff?b=c"), ""),
+            (Some(HeaderMap::default()), ""),
+            (None, ""),
+        ] {
+            let mut check = check(&[]);
+            let http = check.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
+            (http.path, http.header_map) = ("/v1/a!?b=c".into(), header_map);
+            let inbound = Inbound::read(&check, &MetadataMap::new(), &ClientIpSource::Peer).unwrap();
+            assert_eq!(inbound.request.path, expected);
+        }
     }
 
     #[test]

@@ -40,6 +40,10 @@ pub struct ResponseOptions {
     pub on_unavailable: OnUnavailable,
 }
 
+/// Headers by which some frameworks route a request to another path or method than its own.
+const OVERRIDES: [&str; 5] =
+    ["x-original-url", "x-rewrite-url", "x-http-method-override", "x-http-method", "x-method-override"];
+
 /// Builds answers; what is the same in all of them is made once.
 pub struct Responder {
     identity: IdentityHeaders,
@@ -92,6 +96,10 @@ impl Responder {
     fn allow(&self, permit: &Permit, metadata: Struct, inbound: &Inbound<'_>) -> CheckResponse {
         let (set, mut remove) = self.identity.of(permit, &inbound.headers);
         self.add_removals(inbound, &mut remove);
+        if permit.is_by_path() {
+            let names = inbound.headers.iter().map(|(name, _)| name);
+            remove.extend(names.filter(|name| takes_the_place_of_the_path(name)).map(str::to_owned));
+        }
         let headers = set.into_iter().map(|(name, value)| overwrite(name, value)).collect();
         ok(
             OkHttpResponse {
@@ -239,6 +247,11 @@ fn overwrite(name: String, value: String) -> HeaderValueOption {
         append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
         ..HeaderValueOption::default()
     }
+}
+
+/// In any spelling that an upstream may take for one of them.
+fn takes_the_place_of_the_path(name: &str) -> bool {
+    OVERRIDES.iter().any(|own| name.len() == own.len() && starts_with_folded(name, own))
 }
 
 #[cfg(test)]

@@ -362,7 +362,8 @@ const BAD_NETWORKS: [&str; 8] =
 const BROKEN: [&str; 11] =
     ["", "{}", "\"x\"", "1", "true", "[1]", "[null]", "[[\"/v1/**\"]]", "[\"a\"", "[\"a\",]", "nul"];
 const SEGMENTS: [&str; 6] = ["v1", "v1", "chat", "completions", "models", "..."];
-const ODD_SEGMENTS: [&str; 26] = [
-    "", "", ".", "..", "%2e", "%2E%2e", ".%2e", "a%2fb", "a%5Cb", "a;b", "a%3Bb", "a%23", "a#b", "a%3f",
-    "%zz", "%2", "a%00", "a\\b", "%252e", "a%7f", "%c0%af", "V1", "%63hat", "%c3%a9", "\u{e9}", "a%20b",
+const ODD_SEGMENTS: [&str; 28] = [
+    "..%20", "%20.", "", "", ".", "..", "%2e", "%2E%2e", ".%2e", "a%2fb", "a%5Cb", "a;b", "a%3Bb", "a%23",
+    "a#b", "a%3f", "%zz", "%2", "a%00", "a\\b", "%252e", "a%7f", "%c0%af", "V1", "%63hat", "%c3%a9",
+    "\u{e9}", "a%20b",
 ];

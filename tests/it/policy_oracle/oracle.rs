@@ -36,7 +36,8 @@ pub(super) const FAILURES: [Failure; 13] = [
     }),
     (Denial::ScopeMissing, "scopes", |settings, key, ask| {
         let own = key.lists.scopes.entries();
-        let by_path = settings.scope_paths.iter().filter(|(rule, _)| endpoint_fits(rule, ask));
+        let by_path =
+            settings.scope_paths.iter().filter(|(rule, _)| endpoint_fits_in_any_spelling(rule, ask));
         let mut all = ask.scopes.iter().chain(by_path.map(|(_, scope)| scope));
         key.row.is_superuser != Some(true) && all.any(|scope| !own.iter().any(|one| one == scope))
     }),
@@ -206,6 +207,15 @@ fn endpoint_fits(rule: &str, ask: &Ask) -> bool {
     method.to_uppercase() == ask.method && segments_fit(&pattern, &path)
 }
 
+/// Where a rule asks for something, no spelling gets around it.
+fn endpoint_fits_in_any_spelling(rule: &str, ask: &Ask) -> bool {
+    let (method, pattern) = rule.split_once(' ').unwrap_or((ask.method, rule));
+    let path = unescaped(&ask.path).to_lowercase();
+    let path = if path == "/" { &path } else { path.strip_suffix('/').unwrap_or(&path) };
+    let (pattern, path): (Vec<&str>, Vec<&str>) = (pattern.split('/').collect(), path.split('/').collect());
+    method.to_uppercase() == ask.method && segments_fit(&pattern, &path)
+}
+
 fn segments_fit(pattern: &[&str], path: &[&str]) -> bool {
     match (pattern, path) {
         ([], []) => true,
@@ -236,8 +246,9 @@ fn is_odd(path: &[u8]) -> bool {
 
 /// `segment` is what has been read of this segment, decoded. An empty one is fine at the path's end alone.
 fn is_odd_behind_slash(rest: &[u8], mut segment: Vec<u8>) -> bool {
-    let ends_badly =
-        |segment: &[u8]| matches!(segment, b"." | b"..") || std::str::from_utf8(segment).is_err();
+    let ends_badly = |segment: &[u8]| {
+        matches!(segment.trim_ascii(), b"." | b"..") || std::str::from_utf8(segment).is_err()
+    };
     match rest {
         [] => ends_badly(&segment),
         [b'/', ..] if segment.is_empty() => true,

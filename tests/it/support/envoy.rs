@@ -16,6 +16,7 @@ pub(crate) struct Builder {
     /// The shipped file that it began as.
     file: &'static str,
     config: String,
+    more_listeners: String,
 }
 
 /// An Envoy that takes requests.
@@ -38,7 +39,7 @@ impl Envoy {
     pub(crate) fn of_file(file: &'static str, keyward: SocketAddr, upstream: SocketAddr) -> Builder {
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
         let config = std::fs::read_to_string(shipped).unwrap_or_else(|error| panic!("{file}: {error}"));
-        Builder { file, config }
+        Builder { file, config, more_listeners: String::new() }
             .replace("port_value: 9191}", &format!("port_value: {}}}", keyward.port()))
             .replace("port_value: 8000}", &format!("port_value: {}}}", upstream.port()))
             .replace(" timeout: 0.5s", " timeout: 15s")
@@ -72,8 +73,7 @@ impl Envoy {
 impl Builder {
     /// Changes the shipped text in one place, which must exist and be the only one.
     pub(crate) fn replace(mut self, shipped: &str, ours: &str) -> Self {
-        assert_eq!(self.config.matches(shipped).count(), 1, "{} should hold {shipped:?} once", self.file);
-        self.config = self.config.replace(shipped, ours);
+        self.config = once(self.file, &self.config, shipped, ours);
         self
     }
 
@@ -92,13 +92,33 @@ impl Builder {
         self.replace("routes: # @routes", &route)
     }
 
+    /// Adds a copy of the listener as it is by now, on another address, with changes of its own. `address` is what Envoy
+    /// calls one: `socket_address: {address: "::1", port_value: 1}`, `pipe: {path: /x}`.
+    pub(crate) fn also_listen(mut self, name: &str, address: &str, changes: &[(&str, &str)]) -> Self {
+        let (_, listeners) = self.config.split_once("  listeners:\n").expect("envoy.yaml has listeners");
+        let (listener, _) =
+            listeners.split_once("\n  clusters:\n").expect("envoy.yaml has clusters behind them");
+        let name = format!("- name: {name}\n      address:");
+        let changes = [
+            ("- name: api\n      address:", &*name),
+            ("socket_address: {address: 127.0.0.1, port_value: 10000} # @listener", address),
+        ]
+        .into_iter()
+        .chain(changes.iter().copied());
+        let copy =
+            changes.fold(listener.to_owned(), |copy, (shipped, ours)| once(self.file, &copy, shipped, ours));
+        self.more_listeners.push_str(&copy);
+        self
+    }
+
     /// Starts Envoy and waits until it says that it is ready.
     pub(crate) async fn start(self) -> Envoy {
         let (listener, admin) = (port::free_addr(), port::free_addr());
         let config = self
             .replace("port_value: 10000}", &format!("port_value: {}}}", listener.port()))
-            .replace("port_value: 9901}", &format!("port_value: {}}}", admin.port()))
-            .config;
+            .replace("port_value: 9901}", &format!("port_value: {}}}", admin.port()));
+        let config =
+            config.config.replace("\n  clusters:\n", &format!("\n{}\n  clusters:\n", config.more_listeners));
         let folder = tempfile::Builder::new().prefix("keyward-envoy-").tempdir().expect("make a folder");
         let file = folder.path().join("envoy.yaml");
         std::fs::write(&file, config).expect("write the configuration");
@@ -144,6 +164,11 @@ pub(crate) fn validate(file: &Path) -> Output {
         .arg(file)
         .output()
         .expect("run Envoy")
+}
+
+fn once(file: &str, text: &str, shipped: &str, ours: &str) -> String {
+    assert_eq!(text.matches(shipped).count(), 1, "{file} should hold {shipped:?} once");
+    text.replace(shipped, ours)
 }
 
 fn binary() -> PathBuf {

@@ -1,11 +1,11 @@
 //! An HTTP/1.1 client that sends the bytes it is told to, well-formed or not.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::PATIENCE;
 use super::upstream::Echo;
@@ -45,8 +45,13 @@ impl Request {
 
     /// One connection for one request, so that the answer ends with it.
     pub(crate) fn new(method: &str, path: &str) -> Self {
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: api.example.com\r\nconnection: close\r\n");
-        Self { head: head.into_bytes(), body: Vec::new() }
+        Self::raw(method, path.as_bytes())
+    }
+
+    /// The same with a target that need not be text.
+    pub(crate) fn raw(method: &str, target: &[u8]) -> Self {
+        let rest = b" HTTP/1.1\r\nhost: api.example.com\r\nconnection: close\r\n";
+        Self { head: [method.as_bytes(), b" ", target, rest].concat(), body: Vec::new() }
     }
 
     /// One more header line; nothing is checked or escaped.
@@ -69,8 +74,29 @@ impl Request {
     }
 
     pub(crate) async fn try_send(self, addr: SocketAddr) -> io::Result<Response> {
-        let bytes = [self.head, b"\r\n".to_vec(), self.body].concat();
-        tokio::time::timeout(PATIENCE, exchange(addr, &bytes)).await?
+        tokio::time::timeout(PATIENCE, async {
+            exchange(TcpStream::connect(addr).await?, &self.bytes()).await
+        })
+        .await?
+    }
+
+    /// Sends it from one of this machine's own addresses.
+    pub(crate) async fn send_from(self, source: IpAddr, addr: SocketAddr) -> Response {
+        let socket = if source.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+        let socket = socket.expect("make a socket");
+        socket.bind((source, 0).into()).unwrap_or_else(|error| panic!("bind to {source}: {error}"));
+        self.send_over(socket.connect(addr).await.expect("connect")).await
+    }
+
+    /// Sends it over a connection that stands.
+    pub(crate) async fn send_over(self, stream: impl AsyncRead + AsyncWrite + Unpin) -> Response {
+        let bytes = self.bytes();
+        let answer = tokio::time::timeout(PATIENCE, exchange(stream, &bytes));
+        answer.await.expect("an answer in time").expect("an answer")
+    }
+
+    fn bytes(self) -> Vec<u8> {
+        [self.head, b"\r\n".to_vec(), self.body].concat()
     }
 }
 
@@ -110,8 +136,7 @@ impl Response {
 
 /// Writes `bytes` and reads one answer. Not until the connection ends: Envoy keeps one open for a second after it has
 /// refused a request.
-async fn exchange(addr: SocketAddr, bytes: &[u8]) -> io::Result<Response> {
-    let mut stream = TcpStream::connect(addr).await?;
+async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &[u8]) -> io::Result<Response> {
     stream.write_all(bytes).await?;
     let mut answer = Vec::new();
     loop {

@@ -6,6 +6,7 @@
 pub(crate) mod envoy;
 pub(crate) mod grpc;
 pub(crate) mod http;
+pub(crate) mod http2;
 pub(crate) mod keyward;
 pub(crate) mod pgbouncer;
 pub(crate) mod port;

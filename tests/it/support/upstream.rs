@@ -62,14 +62,22 @@ impl Upstream {
 
 impl Echo {
     pub(super) fn from_json(json: &Value) -> Self {
-        let text = |value: Option<&Value>| value.and_then(Value::as_str).expect("the echo's form").to_owned();
-        let headers = json.get("headers").and_then(Value::as_array).expect("the echo's form");
-        Self {
-            method: text(json.get("method")),
-            path: text(json.get("path")),
-            headers: headers.iter().map(|pair| (text(pair.get(0)), text(pair.get(1)))).collect(),
-            body: text(json.get("body")),
-        }
+        Self::try_from_json(json).expect("the echo's form")
+    }
+
+    /// `None` where it is somebody else's answer.
+    pub(crate) fn try_from_json(json: &Value) -> Option<Self> {
+        let text = |value: Option<&Value>| Some(value?.as_str()?.to_owned());
+        let headers = json.get("headers")?.as_array()?;
+        Some(Self {
+            method: text(json.get("method"))?,
+            path: text(json.get("path"))?,
+            headers: headers
+                .iter()
+                .map(|pair| Some((text(pair.get(0))?, text(pair.get(1))?)))
+                .collect::<Option<_>>()?,
+            body: text(json.get("body"))?,
+        })
     }
 
     /// All values of a header.
