@@ -47,7 +47,9 @@ fn every_mutant_of_the_rules_is_caught_by_the_simulation() {
     let mut survivors = Vec::new();
     for mutant in MUTANTS {
         let mut total = Tally::default();
-        match (0..seeds()).find_map(|seed| run(seed, Some(mutant), &mut total).err()) {
+        // Ends when it is caught. Which prefixes share a shard differs from run to run, so a rare one gets more time than
+        // the rules have: one in twenty runs did not catch it within theirs.
+        match (0..10 * seeds()).find_map(|seed| run(seed, Some(mutant), &mut total).err()) {
             Some(violation) => {
                 println!("simulation: {mutant:?} caught after {} events: {violation}", total.events);
             }
