@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PATIENCE = 20.0  # seconds that anything here may take to start or to happen
@@ -63,7 +64,7 @@ def show(demo):
     status, reason, _ = demo.chat()
     step("no key", says(status, reason), (status, reason) == (401, "missing_credentials"))
     # The service that Keyward replaces cached by prefix alone and let this one in.
-    wrong = secret[:8] + "".join("a" if letter != "a" else "b" for letter in secret[8:])
+    wrong = with_checksum(secret[:8] + "".join("a" if letter != "a" else "b" for letter in secret[8:-7]))
     status, reason, _ = demo.chat(wrong)
     step("a wrong key with the right first 8 characters", says(status, reason), (status, reason) == (401, "invalid_api_key"))
     status, _, answer = demo.chat(secret, {"x-keyward-user-id": "1000", "x-keyward-superuser": "true"})
@@ -257,6 +258,16 @@ class Upstream:
         self.port = server.server_address[1]
         threading.Thread(target=server.serve_forever, daemon=True).start()
         stack.callback(server.shutdown)
+
+
+def with_checksum(text):
+    """A key that is not mistyped, and wrong all the same: its last characters fit (see src/domain/key_format.rs)."""
+    alphabet = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+    rest, checksum = zlib.crc32(text.encode()), ""
+    for _ in range(6):
+        rest, place = divmod(rest, 58)
+        checksum = alphabet[place] + checksum
+    return f"{text}_{checksum}"
 
 
 def get(port, path):

@@ -67,10 +67,23 @@ pub(super) fn endpoint(text: &str) -> Reading<String> {
     })
 }
 
+/// A key's id.
+pub(super) fn key_id(text: &str) -> Reading<i64> {
+    let id = text.parse().ok().filter(|id| *id > 0);
+    id.ok_or_else(|| "expected the id of a key, a number; see `keyward key list`".to_owned())
+}
+
+/// As many as the columns hold.
+pub(super) fn count(text: &str) -> Reading<u32> {
+    const MOST: u32 = i32::MAX.unsigned_abs();
+    let count = text.parse().ok().filter(|count| *count <= MOST);
+    count.ok_or_else(|| format!("expected a number from 0 to {MOST}"))
+}
+
 /// How long from now.
 pub(super) fn lifetime(text: &str) -> Reading<Duration> {
     let duration = humantime::parse_duration(text).ok().filter(|duration| !duration.is_zero());
-    duration.ok_or_else(|| "expected a duration such as 30d or 12h".to_owned())
+    duration.ok_or_else(|| "expected a duration longer than none, such as 30d or 12h".to_owned())
 }
 
 /// RFC 3339, or a date or time without zone, which is UTC as in the store.

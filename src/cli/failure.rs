@@ -74,6 +74,16 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
+/// What the store says of something that was named, with the name.
+pub(super) fn about<'a>(named: &'a str, see: &'a str) -> impl Fn(StoreError) -> Failure + 'a {
+    move |error| match error {
+        StoreError::NotFound(what) => {
+            Failure::refused(anyhow::anyhow!("there is no {what} {named}; see `keyward {see} list`"))
+        }
+        other => other.into(),
+    }
+}
+
 impl From<Mistakes> for Failure {
     fn from(mistakes: Mistakes) -> Self {
         Self { exit: Exit::Usage, lines: mistakes.lines().to_vec() }

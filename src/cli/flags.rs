@@ -71,6 +71,12 @@ impl<S: Selection> SettingFlags<S> {
         for name in &loaded.ignored {
             note(&format!("note: the environment variable {name} is no setting of keyward and is ignored"));
         }
+        if let Some(path) = &loaded.open_file {
+            note(&format!(
+                "note: {} holds a password and can be read by group or others; set its mode to 0600",
+                path.display()
+            ));
+        }
         Ok(loaded)
     }
 

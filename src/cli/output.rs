@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use clap::{Args, ValueEnum};
-use comfy_table::{Table, presets};
+use comfy_table::{ContentArrangement, Table, presets};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
 
@@ -84,8 +84,11 @@ impl Output {
     }
 }
 
-/// Columns with two blanks between them, which `cut`, `awk` and people can read.
+/// Columns with two blanks between them, which `cut`, `awk` and people can read; on a terminal no wider than that.
 fn plain(mut table: Table) -> String {
+    if let Some(width) = terminal_width() {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    }
     table.load_style(presets::NOTHING);
     for column in table.column_iter_mut() {
         column.set_padding((0, 1));
@@ -93,17 +96,43 @@ fn plain(mut table: Table) -> String {
     table.trim_fmt()
 }
 
+/// Columns of the terminal that standard output is; `None` where it is none.
+fn terminal_width() -> Option<u16> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    Some(size.ws_col).filter(|columns| *columns > 0)
+}
+
 /// Stored texts may hold anything; none of it reaches the terminal as a control sequence.
 fn cell(value: &Value) -> String {
     let text = match value {
         Value::Null => return "-".to_owned(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => to_the_second(text),
         Value::Array(items) if items.is_empty() => return "-".to_owned(),
         Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(","),
-        Value::Bool(_) | Value::Number(_) | Value::Object(_) => value.to_string(),
+        Value::Object(fields) if fields.is_empty() => return "-".to_owned(),
+        Value::Object(fields) => {
+            let named = fields.iter().map(|(name, value)| format!("{name}={}", cell(value)));
+            named.collect::<Vec<_>>().join(" ")
+        }
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
     };
     let escape = |c: char| if c.is_control() { c.escape_default().collect() } else { String::from(c) };
     text.chars().map(escape).collect()
+}
+
+/// A moment without its fraction, which is for programs; any other text as it is.
+fn to_the_second(text: &str) -> String {
+    match text.split_once('.') {
+        Some((second, fraction))
+            if fraction
+                .strip_suffix('Z')
+                .is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+                && text.parse::<jiff::Timestamp>().is_ok() =>
+        {
+            format!("{second}Z")
+        }
+        _ => text.to_owned(),
+    }
 }
 
 pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
@@ -164,6 +193,15 @@ mod tests {
         assert_eq!(cell(&Value::from("a\x1b[31m\nb")), "a\\u{1b}[31m\\nb");
         assert_eq!(cell(&Value::from(vec!["a", "b"])), "a,b");
         assert_eq!(cell(&Value::Null), "-");
+        assert_eq!(cell(&serde_json::json!({"a": ["x", "y"], "b": null})), "a=x,y b=-");
+    }
+
+    #[test]
+    fn moments_in_tables_have_no_fraction_and_other_texts_keep_theirs() {
+        assert_eq!(cell(&Value::from("2030-01-31T12:00:00.123456Z")), "2030-01-31T12:00:00Z");
+        for text in ["2030-01-31T12:00:00Z", "1.5Z", "v1.2", "a.b"] {
+            assert_eq!(cell(&Value::from(text)), text);
+        }
     }
 
     #[test]

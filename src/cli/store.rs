@@ -30,6 +30,12 @@ pub(super) async fn open_for(
     let url = StoreUrl::parse(settings.store.expose_secret());
     let url = url.map_err(|error| Failure::usage(anyhow::Error::new(error).context("read --store")))?;
     let create_if_missing = missing == Missing::Create;
+    if let Some(path) = url.sqlite_path().filter(|path| !create_if_missing && !path.exists()) {
+        return Err(Failure::unreachable(anyhow::anyhow!(
+            "there is no database {}; `keyward migrate` creates one, --store (KEYWARD_STORE) names another",
+            path.display()
+        )));
+    }
     let actor = Some(actor());
     Ok(Store::open(StoreOptions { url, connections: 1, query_timeout, create_if_missing, actor }).await?)
 }

@@ -4,7 +4,7 @@ use clap::Subcommand;
 
 use super::arguments::{email, plain, user_ref, username};
 use super::block_on;
-use super::failure::{Exit, Failure};
+use super::failure::{Exit, Failure, about};
 use super::flags::{SettingFlags, StoreSettings};
 use super::output::{Output, Record, time};
 use super::store::{Missing, open};
@@ -93,12 +93,14 @@ impl OneUser {
     /// Switches the user, where asked to, and shows them as they are then.
     fn run(self, switch_to: Option<bool>) -> Result<(), Failure> {
         let settings = self.settings.load()?.settings;
+        let named = self.user.to_string();
         let user = block_on(async {
             let store = open(&settings, Missing::Refuse).await?;
-            if let Some(is_active) = switch_to {
-                store.set_user_active(&self.user, is_active).await?;
+            match switch_to {
+                Some(is_active) => store.set_user_active(&self.user, is_active).await,
+                None => store.user(&self.user).await,
             }
-            Ok(store.user(&self.user).await?)
+            .map_err(about(&named, "user"))
         })?;
         self.output.print_one(&record(&user))
     }

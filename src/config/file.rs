@@ -101,7 +101,9 @@ impl Walk<'_> {
 
     fn unknown(&mut self, path: &str, key: &Spanned<String>) {
         let known: Vec<String> = TABLE.iter().map(|setting| setting.file_path()).collect();
-        let advice = match nearest(path, known.iter().map(String::as_str)) {
+        // A misspelt group is named alone.
+        let groups = known.iter().filter_map(|path| path.split_once('.')).map(|(group, _)| group);
+        let advice = match nearest(path, known.iter().map(String::as_str).chain(groups)) {
             Some(near) => format!("did you mean {near}{}?", nesting(near)),
             None => match path.split_once('.').map(|(group, _)| keys_of(group)) {
                 Some(keys) => format!("expected one of {}", keys.join(", ")),

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::file::{self, Entry, place};
 use super::nearest::nearest;
 use super::settings::{Secrecy, Setting, Settings, TABLE, Texts};
-use super::values::Reading;
+use super::values::{HIDDEN, Reading};
 use crate::server::options::{CredentialSource, IdentityHeader};
 
 /// Names the file, where no flag does.
@@ -35,6 +36,8 @@ pub struct Loaded {
     pub settings: Settings,
     /// Variables that begin like ours and resemble none of them: somebody else's, but worth a word.
     pub ignored: Vec<String>,
+    /// The settings file, where it holds a password and others than its owner may read it.
+    pub open_file: Option<PathBuf>,
     /// The layer of each setting, by its flag.
     origins: BTreeMap<&'static str, Origin>,
 }
@@ -92,6 +95,16 @@ impl Loaded {
         };
         self.settings.shown().into_iter().map(with_origin).collect()
     }
+
+    fn has_password_in_file(&self) -> bool {
+        self.effective().iter().any(|Effective { origin, value, .. }| {
+            matches!(origin, Origin::File(_)) && value.contains(HIDDEN)
+        })
+    }
+}
+
+fn may_be_read_by_others(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o044 != 0)
 }
 
 /// Everything that is wrong, one line each; never empty.
@@ -118,8 +131,8 @@ pub fn load(given: Given) -> Result<Loaded, Mistakes> {
     let mut layers = Layers::default();
     let environment = layers.read_environment(given.environment);
     let file = given.file.or_else(|| environment.get(FILE_VARIABLE).map(PathBuf::from));
-    if let Some(path) = file {
-        layers.read_file(&path);
+    if let Some(path) = &file {
+        layers.read_file(path);
     }
     for setting in TABLE {
         if let Some(text) = environment.get(&setting.variable()) {
@@ -136,7 +149,10 @@ pub fn load(given: Given) -> Result<Loaded, Mistakes> {
     match settings {
         Some(settings) if layers.mistakes.is_empty() => {
             let ignored = std::mem::take(&mut layers.ignored);
-            Ok(Loaded { settings, ignored, origins: layers.origins() })
+            let mut loaded = Loaded { settings, ignored, open_file: None, origins: layers.origins() };
+            loaded.open_file =
+                file.filter(|path| loaded.has_password_in_file() && may_be_read_by_others(path));
+            Ok(loaded)
         }
         _ => Err(Mistakes(layers.mistakes)),
     }

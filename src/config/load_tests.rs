@@ -264,3 +264,20 @@ fn a_file_without_end_and_an_empty_name_are_refused() {
     let text = mistakes(Given { environment: pairs, ..Given::default() });
     assert!(text.contains("KEYWARD_CONFIG is empty"), "{text}");
 }
+
+#[test]
+fn a_file_with_a_password_that_others_may_read_is_named() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keyward.yaml");
+    let named = |text: &str, mode: u32| {
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let given = Given { file: Some(path.clone()), ..Given::default() };
+        load(given).unwrap().open_file.is_some()
+    };
+    let secret = "store: postgres://u:pw@h/db";
+    assert!(named(secret, 0o644) && named(secret, 0o640));
+    assert!(!named(secret, 0o600));
+    assert!(!named("store: postgres://u@h/db", 0o644), "nothing in it is a secret");
+}

@@ -18,6 +18,9 @@ use crate::server::options::{ClientIpSource, CredentialConflict, CredentialSourc
 use crate::server::options::{IdentityHeader, OnUnavailable, is_token};
 use crate::telemetry::logging::{LogFormat, is_filter};
 
+/// What stands where a password is.
+pub(super) const HIDDEN: &str = "[redacted]";
+
 /// A value, or what was expected.
 pub(super) type Reading<T> = Result<T, String>;
 
@@ -63,7 +66,6 @@ impl fmt::Debug for SecretUrl {
 /// unescaped password may hold `@` and `/` itself: too much is hidden rather than too little. Parameters whose name
 /// sounds secret are hidden too.
 fn redacted(url: &str) -> String {
-    const HIDDEN: &str = "[redacted]";
     let (address, query) = match url.split_once('?') {
         Some((address, query)) if !query.contains('@') => (address, Some(query)),
         _ => (url, None),

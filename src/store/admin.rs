@@ -1,5 +1,7 @@
 //! What the command line writes and reads: users and keys as an operator sees them.
 
+use std::fmt;
+
 use zeroize::Zeroizing;
 
 use crate::domain::key::KeyPrefix;
@@ -26,6 +28,15 @@ pub enum UserRef {
     Id(UserId),
     /// `users.username`
     Username(String),
+}
+
+impl fmt::Display for UserRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "{}", id.get()),
+            Self::Username(name) => write!(f, "{name:?}"),
+        }
+    }
 }
 
 /// A user as shown to an operator.

@@ -5,7 +5,7 @@
 //! nor an error.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -74,6 +74,14 @@ impl StoreUrl {
         match self.target {
             Target::Postgres(_) => "postgres",
             Target::Sqlite(_) => "sqlite",
+        }
+    }
+
+    /// The file of `SQLite`.
+    pub fn sqlite_path(&self) -> Option<&Path> {
+        match &self.target {
+            Target::Postgres(_) => None,
+            Target::Sqlite(path) => Some(path),
         }
     }
 

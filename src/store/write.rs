@@ -301,7 +301,10 @@ fn changes(written: &[Column]) -> String {
                 Value::Bool(value) => (*value).into(),
                 Value::Text(text) => text.as_str().into(),
                 Value::Json(text) => serde_json::from_str(text).unwrap_or_default(),
-                Value::Time(at) => super::timestamp::format(*at).into(),
+                Value::Time(at) => match super::timestamp::format(*at).split_once(' ') {
+                    Some((date, time)) => format!("{date}T{time}Z").into(),
+                    None => super::timestamp::format(*at).into(),
+                },
             };
             ((*name).to_owned(), value)
         })

@@ -37,6 +37,7 @@ mod stores_admin;
 mod stores_postgres;
 mod stores_sqlite;
 mod support;
+mod transcript;
 mod truth;
 mod verdicts;
 mod wire;

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::Args;
 use clap::builder::PossibleValuesParser;
-use clap::{Args, value_parser};
 
-use super::super::arguments::{lifetime, plain};
+use super::super::arguments::{key_id, lifetime, plain};
 use super::super::block_on;
 use super::super::confirm::{Confirmation, confirm};
-use super::super::failure::Failure;
+use super::super::failure::{Failure, about};
 use super::super::flags::{NewKeySettings, SettingFlags, StoreSettings};
 use super::super::output::{Output, note};
 use super::super::secret::{HashForm, NewSecret};
@@ -24,7 +24,7 @@ use crate::store::admin::{KeyChange, KeySettings, Rotation};
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Update {
     /// Id of the key
-    #[arg(value_name = "ID", value_parser = value_parser!(i64).range(1..))]
+    #[arg(value_name = "ID", value_parser = key_id, allow_negative_numbers = true)]
     id: i64,
     /// For people
     #[arg(long, value_parser = plain)]
@@ -99,7 +99,7 @@ impl Update {
         let settings = self.settings.load()?.settings;
         let key = block_on(async {
             let store = open(&settings, Missing::Refuse).await?;
-            store.update_key(id, &change).await?;
+            store.update_key(id, &change).await.map_err(about(&id.to_string(), "key"))?;
             Ok(store.key(id).await?)
         })?;
         self.output.print_one(&whole_record(&key))
@@ -146,7 +146,7 @@ fn set_columns(settings: &KeySettings) -> Vec<&'static str> {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Rotate {
     /// Id of the key
-    #[arg(value_name = "ID", value_parser = value_parser!(i64).range(1..))]
+    #[arg(value_name = "ID", value_parser = key_id, allow_negative_numbers = true)]
     id: i64,
     /// How long the secret that is replaced stays good, such as 24h; without it, it ends at once
     #[arg(long, value_name = "DURATION", value_parser = lifetime)]
@@ -171,7 +171,7 @@ impl Rotate {
         if self.now {
             let key = block_on(async {
                 let store = open(&settings, Missing::Refuse).await?;
-                if store.end_old_secrets(id).await? == 0 {
+                if store.end_old_secrets(id).await.map_err(about(&id.to_string(), "key"))? == 0 {
                     return Err(Failure::refused(anyhow::anyhow!(
                         "key {id} has no old secrets; to replace its secret at once, leave --now out"
                     )));
@@ -182,7 +182,8 @@ impl Rotate {
         }
         let (key, secret) = block_on(async {
             let store = open(&settings, Missing::Refuse).await?;
-            let prefix = store.key(id).await?.key_prefix.as_deref().and_then(KeyPrefix::new);
+            let key = store.key(id).await.map_err(about(&id.to_string(), "key"))?;
+            let prefix = key.key_prefix.as_deref().and_then(KeyPrefix::new);
             let prefix = prefix.with_context(|| format!("key {id} has no prefix"))?;
             let secret = NewSecret::for_prefix(&prefix, settings.key_prefix_length)
                 .with_context(|| format!("rotate key {id}"))?;
@@ -208,7 +209,7 @@ pub(super) fn revoke(one: OneKey) -> Result<(), Failure> {
     let settings = one.settings.load()?.settings;
     let key = block_on(async {
         let store = open(&settings, Missing::Refuse).await?;
-        store.set_key_active(id, false).await?;
+        store.set_key_active(id, false).await.map_err(about(&id.to_string(), "key"))?;
         Ok(store.key(id).await?)
     })?;
     one.output.print_one(&whole_record(&key))
@@ -229,7 +230,7 @@ impl Delete {
         let settings = one.settings.load()?.settings;
         let key = block_on(async {
             let store = open(&settings, Missing::Refuse).await?;
-            let key = store.key(id).await?;
+            let key = store.key(id).await.map_err(about(&id.to_string(), "key"))?;
             let what = format!(
                 "delete key {id} ({}…, {}, of {}) for good",
                 key.key_prefix.as_deref().unwrap_or("no prefix"),

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::super::arguments::{plain, user_ref};
 use super::super::block_on;
-use super::super::failure::Failure;
+use super::super::failure::{Failure, about};
 use super::super::flags::{NewKeySettings, SettingFlags};
 use super::super::output::Output;
 use super::super::secret::{HashForm, NewSecret};
@@ -52,8 +52,11 @@ impl Create {
             is_active: true,
             settings: key_settings,
         };
-        let created =
-            block_on(async { Ok(open(&settings, Missing::Refuse).await?.create_key(&key).await?) })?;
+        let owner = key.user.to_string();
+        let created = block_on(async {
+            let store = open(&settings, Missing::Refuse).await?;
+            store.create_key(&key).await.map_err(about(&owner, "user"))
+        })?;
         let prefix = secret.prefix.as_str();
         let told = format!("created key {} ({prefix}…); this is its secret, shown once:", created.id);
         print_secret(self.output, &told, &created, &secret)

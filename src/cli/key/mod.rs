@@ -7,8 +7,9 @@ mod rows;
 mod settings;
 mod show;
 
-use clap::{Args, Subcommand, value_parser};
+use clap::{Args, Subcommand};
 
+use super::arguments::key_id;
 use super::failure::{Exit, Failure};
 use super::flags::{SettingFlags, StoreSettings};
 use super::output::Output;
@@ -57,7 +58,7 @@ pub(super) enum KeyCommand {
 #[derive(Debug, Args)]
 pub(super) struct OneKey {
     /// Id of the key
-    #[arg(value_name = "ID", value_parser = value_parser!(i64).range(1..))]
+    #[arg(value_name = "ID", value_parser = key_id, allow_negative_numbers = true)]
     id: i64,
     #[command(flatten)]
     output: Output,

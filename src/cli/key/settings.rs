@@ -2,16 +2,13 @@
 
 use std::time::Duration;
 
-use clap::{Args, ValueEnum, value_parser};
+use clap::{Args, ValueEnum};
 
-use super::super::arguments::{endpoint, lifetime, moment, network, plain};
+use super::super::arguments::{count, endpoint, lifetime, moment, network, plain};
 use super::super::failure::Failure;
 use crate::domain::time::Timestamp;
 use crate::server::identity::{MAX_LIST_BYTES, encode};
 use crate::store::admin::KeySettings;
-
-/// Most that the columns hold.
-const MOST: i64 = 2_147_483_647;
 
 #[derive(Debug, Args)]
 pub(super) struct SettingsArguments {
@@ -43,17 +40,17 @@ pub(super) struct SettingsArguments {
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = plain)]
     tags: Vec<String>,
     /// Requests, told to the upstream and to Envoy's rate limit
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(0..=MOST))]
+    #[arg(long, value_name = "N", value_parser = count, allow_negative_numbers = true)]
     rate_limit_per_minute: Option<u32>,
     /// Requests, told to the upstream and to Envoy's rate limit
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(0..=MOST))]
+    #[arg(long, value_name = "N", value_parser = count, allow_negative_numbers = true)]
     rate_limit_per_hour: Option<u32>,
     /// Requests, told to the upstream and to Envoy's rate limit
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(0..=MOST))]
+    #[arg(long, value_name = "N", value_parser = count, allow_negative_numbers = true)]
     rate_limit_per_day: Option<u32>,
     /// Cents that may be spent before 402
-    #[arg(long, value_name = "N", value_parser = value_parser!(i64).range(0..=MOST))]
-    budget_limit_cents: Option<i64>,
+    #[arg(long, value_name = "N", value_parser = count, allow_negative_numbers = true)]
+    budget_limit_cents: Option<u32>,
     /// What the budget is for
     #[arg(long, value_enum, value_name = "PERIOD")]
     budget_type: Option<BudgetType>,
@@ -100,7 +97,7 @@ impl SettingsArguments {
             rate_limit_per_hour: self.rate_limit_per_hour,
             rate_limit_per_day: self.rate_limit_per_day,
             is_unlimited: self.is_unlimited,
-            budget_limit_cents: self.budget_limit_cents,
+            budget_limit_cents: self.budget_limit_cents.map(i64::from),
             budget_type: self.budget_type.map(|period| match period {
                 BudgetType::Total => "total".to_owned(),
                 BudgetType::Monthly => "monthly".to_owned(),

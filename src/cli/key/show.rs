@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::super::arguments::{lifetime, plain, user_ref};
 use super::super::block_on;
-use super::super::failure::Failure;
+use super::super::failure::{Failure, about};
 use super::super::flags::{SettingFlags, StoreSettings};
 use super::super::output::{Format, Output, Record, note, print, time};
 use super::super::secret::NewSecret;
@@ -54,7 +54,10 @@ impl List {
 pub(super) fn show(one: OneKey) -> Result<(), Failure> {
     let id = one.id();
     let settings = one.settings.load()?.settings;
-    let key = block_on(async { Ok(open(&settings, Missing::Refuse).await?.key(id).await?) })?;
+    let named = id.to_string();
+    let key = block_on(async {
+        open(&settings, Missing::Refuse).await?.key(id).await.map_err(about(&named, "key"))
+    })?;
     one.output.print_one(&whole_record(&key))
 }
 
