@@ -54,7 +54,7 @@ pub(super) struct Nobody;
 impl Witness for Nobody {}
 
 /// The steps of one check; those that it did not reach are not there.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Explanation {
     /// The look-up.
     pub lookup: Option<Lookup>,
@@ -141,8 +141,7 @@ pub(super) struct Recorder {
 impl Recorder {
     /// Knows nothing yet.
     pub(super) fn new(candidates: Arc<Candidates>) -> Self {
-        let explanation = Explanation { lookup: None, proof: None, policy: Vec::new() };
-        Self { candidates, records: None, explanation }
+        Self { candidates, records: None, explanation: Explanation::default() }
     }
 
     /// What was written down.

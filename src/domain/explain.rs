@@ -19,20 +19,20 @@ use super::time::Timestamp;
 const MAX_ITEMS: usize = 8;
 const MAX_CHARACTERS: usize = 120;
 
-/// Every step, in the order in which they are taken.
-const STEPS: [Step; 9] = [
-    Step::Active,
-    Step::Expiry,
-    Step::Owner,
-    Step::Readable,
-    Step::Rule(Rule::Ips),
-    Step::Rule(Rule::Endpoints),
-    Step::Rule(Rule::Scopes),
-    Step::Rule(Rule::Models),
-    Step::Rule(Rule::Budget),
-];
-
 impl Step {
+    /// All of them, in the order in which they are taken.
+    pub const ALL: [Self; 9] = [
+        Self::Active,
+        Self::Expiry,
+        Self::Owner,
+        Self::Readable,
+        Self::Rule(Rule::Ips),
+        Self::Rule(Rule::Endpoints),
+        Self::Rule(Rule::Scopes),
+        Self::Rule(Rule::Models),
+        Self::Rule(Rule::Budget),
+    ];
+
     /// The word in output.
     pub const fn name(self) -> &'static str {
         match self {
@@ -78,7 +78,7 @@ pub fn explain(
         }
         Explained { step, outcome: Some(*outcome), facts }
     };
-    (decision, STEPS.map(explained).into())
+    (decision, Step::ALL.map(explained).into())
 }
 
 /// What the rules said.
