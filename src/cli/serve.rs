@@ -16,7 +16,7 @@ use tonic::transport::server::{Router, TcpIncoming};
 use tonic_health::ServingStatus;
 
 use super::failure::{Exit, Failure};
-use super::parts::Parts;
+use super::parts::{Parts, Purpose};
 use crate::config::{Listen, Setting, Settings};
 use crate::server::admin::{AdminState, router};
 use crate::server::explain::Explainer;
@@ -48,7 +48,7 @@ pub(super) fn run(settings: &Settings) -> Result<Exit, Failure> {
 
 async fn serve(settings: &Settings) -> Result<(), Failure> {
     let metrics = Metrics::new();
-    let parts = Parts::build(settings, &metrics).await?;
+    let parts = Parts::build(settings, &metrics, Purpose::Serve).await?;
     let readiness = Arc::new(Readiness::new(Arc::clone(&parts.freshness), Arc::clone(&parts.outage)));
     let (health, health_service) = tonic_health::server::health_reporter();
     set_health(&health, ServingStatus::NotServing).await;

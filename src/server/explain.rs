@@ -126,6 +126,11 @@ impl Described {
         self
     }
 
+    /// Whether this is a request at all.
+    pub fn validate(&self) -> Result<(), NoRequest> {
+        self.to_check().map(|_| ())
+    }
+
     fn body_bytes(&self) -> Result<Vec<u8>, NoRequest> {
         let bytes = match (&self.body, &self.body_base64) {
             (None, None) => Vec::new(),
