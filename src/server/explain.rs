@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
+use axum::body::HttpBody;
 use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -23,6 +24,7 @@ use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tonic::metadata::MetadataMap;
 use zeroize::Zeroizing;
 
@@ -45,6 +47,9 @@ pub const MAX_BYTES: usize = 12 << 20;
 
 /// Descriptions that are worked on at once: this is for people, and each may be large.
 const MAX_AT_ONCE: usize = 4;
+
+/// How long one of them may take to arrive.
+const READING: Duration = Duration::from_secs(5);
 
 /// A request as an operator describes it. There is no `Debug`: it holds the key.
 #[derive(Serialize, Deserialize)]
@@ -236,10 +241,15 @@ pub(super) async fn check(State(state): State<Arc<AdminState>>, request: Request
     let Ok(_place) = state.explainer.places.try_acquire() else {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "too many requests are being explained; try again");
     };
-    let described = match Json::<Described>::from_request(request, &()).await {
-        Ok(Json(described)) => described,
+    // Before anything of it is read.
+    if request.body().size_hint().lower() > u64::try_from(MAX_BYTES).unwrap_or(u64::MAX) {
+        return refuse(StatusCode::PAYLOAD_TOO_LARGE, "the description is larger than 12 MiB");
+    }
+    let described = match timeout(READING, Json::<Described>::from_request(request, &())).await {
+        Ok(Ok(Json(described))) => described,
+        Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, "the description did not arrive in time"),
         // Its own text may repeat what was sent.
-        Err(rejection) => {
+        Ok(Err(rejection)) => {
             return refuse(
                 rejection.status(),
                 "expected JSON with key, method and path, and perhaps ip, model, required_scopes, \

@@ -227,9 +227,10 @@ fn record_facts(lookup: &Lookup, age: &RecordAge) -> String {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    let left = match age.since_store {
-        Some(age) => format!("read from the store {} ago", seconds(age)),
-        None => "read from the store at an unknown time".to_owned(),
+    let left = match (lookup.tier, age.since_store) {
+        (Tier::Store, _) => "read from the store now".to_owned(),
+        (tier, Some(age)) => format!("from {}, read from the store {} ago", tier.as_str(), seconds(age)),
+        (tier, None) => format!("from {}, read from the store at an unknown time", tier.as_str()),
     };
     let proven = seconds(age.since_proof);
     let feed = match &age.mode {
@@ -243,7 +244,7 @@ fn record_facts(lookup: &Lookup, age: &RecordAge) -> String {
     } else {
         ""
     };
-    format!("{}{more} of this prefix, from {}, {left}{feed}{suspect}", named.join(", "), lookup.tier.as_str())
+    format!("{}{more}, {left}{feed}{suspect}", named.join(", "))
 }
 
 fn seconds(duration: Duration) -> String {

@@ -10,13 +10,14 @@ use tempfile::tempdir;
 
 use crate::program::{Ended, keyward, run};
 
-const COMMANDS: [&[&str]; 27] = [
+const COMMANDS: [&[&str]; 28] = [
     &["config", "schema"],
     &["completions"],
     &["man"],
     &[],
     &["serve"],
     &["migrate"],
+    &["check"],
     &["user"],
     &["user", "create"],
     &["user", "list"],
@@ -96,6 +97,10 @@ fn wrong_usage_is_2() {
             "1d",
         ],
         &["key", "create", "--user", "alice", "--name", "n", "--key-prefix-length", "20"],
+        &["check", "--path", "/"],
+        &["check", "kw_0123456789"],
+        &["check", "--key-stdin", "--ip", "localhost"],
+        &["check", "--key-stdin"],
         &["cache", "invalidate"],
         &["cache", "invalidate", "--prefix", "a", "--key-id", "7"],
         &["deny", "add"],
