@@ -7,6 +7,7 @@ use super::allowlist::Allowlist;
 use super::decision::Denied;
 use super::deny_list::DenyList;
 use super::limit::Budget;
+use super::model::ModelRule;
 use super::path;
 use super::policy::{self, ModelSource, Observer, Outcome, Permit, Step};
 use super::proof::Proven;
@@ -203,7 +204,7 @@ impl Look<'_> {
             Allowlist::Unrestricted => {
                 return "allowed_models is unrestricted; the body is not read".to_owned();
             }
-            Allowlist::Only(entries) => items(entries.iter().map(|rule| rule.as_str())),
+            Allowlist::Only(entries) => items(entries.iter().map(ModelRule::as_str)),
         };
         if self.heard.models.is_empty() {
             return format!("allowed_models: {entries}; no model is named; {}", self.asked());

@@ -219,7 +219,7 @@ impl Explainer {
         let prefix = key.as_ref().map_err(|error| *error).and_then(|key| key.prefix(length));
         let format = match prefix {
             Ok(prefix) => report::well_formed(prefix),
-            Err(defect) => report::malformed(&defect),
+            Err(defect) => report::malformed(defect),
         };
         let (checked, explanation) = match &key {
             Ok(key) => self.authorizer.explain(key, &inbound.request, self.deadline).await,

@@ -99,7 +99,7 @@ pub(super) fn well_formed(prefix: &str) -> StepReport {
 }
 
 /// The first step of what is no key.
-pub(super) fn malformed(defect: &KeyFormatError) -> StepReport {
+pub(super) fn malformed(defect: KeyFormatError) -> StepReport {
     StepReport::new("format", "failed", defect.to_string()).because(Denial::MalformedCredentials.code())
 }
 

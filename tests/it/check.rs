@@ -293,8 +293,8 @@ fn what_is_no_question_is_2_and_says_what_is_missing() {
 
 #[test]
 fn what_can_not_be_decided_is_3_and_creates_nothing() {
-    let folder = tempdir().unwrap();
     const KEY: &str = "kw_0123456789";
+    let folder = tempdir().unwrap();
     let ended = check(folder.path(), KEY, &[]);
     assert_eq!((ended.code, ended.stdout.as_str()), (3, ""));
     assert!(ended.stderr.contains("the store can't be reached"), "{}", ended.stderr);
