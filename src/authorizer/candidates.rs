@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::background::Background;
 use super::flight::{FlightError, Flights};
-use super::freshness::Freshness;
+use super::freshness::{Freshness, Mode};
 use super::outage::Outage;
 use super::proof::{Prover, RedisVerdict};
 use crate::cache::records::{FillTicket, RecordCache, Records, Remembered};
@@ -48,6 +48,27 @@ pub enum Found {
     Absent,
 }
 
+/// What a flight brought.
+#[derive(Clone)]
+struct Filled {
+    found: Found,
+    /// Whether Redis had the proof of the key that the flight began with.
+    has_proof: bool,
+}
+
+/// How a record stands, for an operator.
+#[derive(Debug)]
+pub struct RecordAge {
+    /// Since it left the store; `None` where that can't be told.
+    pub since_store: Option<Duration>,
+    /// Since the last moment at which it was known to be true: the lease or the lifetime counts from there.
+    pub since_proof: Duration,
+    /// Whether the session of the change feed that is in force goes on proving it.
+    pub is_covered: bool,
+    /// How changes arrive.
+    pub mode: Mode,
+}
+
 /// Looks candidates up.
 pub struct Candidates {
     memory: RecordCache,
@@ -58,7 +79,7 @@ pub struct Candidates {
     freshness: Arc<Freshness>,
     outage: Arc<Outage>,
     /// By the ticket too: who comes after a change does not join a query from before it.
-    flights: Arc<Flights<(KeyPrefix, FillTicket), Result<Found, Cause>>>,
+    flights: Arc<Flights<(KeyPrefix, FillTicket), Result<Filled, Cause>>>,
     background: Background,
     metrics: Metrics,
     /// How long "no such prefix" is remembered.
@@ -177,7 +198,10 @@ impl Candidates {
             async move { this.fill(prefix, ticket, &key).await }
         };
         match self.flights.join((prefix.clone(), ticket), work).await {
-            Ok(Ok(found)) => Ok((found, asked)),
+            Ok(Ok(Filled { found, has_proof })) => match asked {
+                RedisVerdict::Asked if has_proof => Ok((found, RedisVerdict::Matched)),
+                _ => Ok((found, asked)),
+            },
             Ok(Err(Cause::Store)) => match suspect.filter(|records| may_bridge_outage(&view, records)) {
                 Some(records) => Ok((Found::Suspect(records, Tier::Memory), asked)),
                 None => Err(Cause::Store),
@@ -201,7 +225,7 @@ impl Candidates {
     }
 
     /// The flight: Redis, then the store; what is found is kept on the way back.
-    async fn fill(&self, prefix: KeyPrefix, ticket: FillTicket, key: &PresentedKey) -> Result<Found, Cause> {
+    async fn fill(&self, prefix: KeyPrefix, ticket: FillTicket, key: &PresentedKey) -> Result<Filled, Cause> {
         let now = clock::now();
         // Before anything is accepted, and kept for what is judged later.
         let view = self.freshness.view();
@@ -219,21 +243,35 @@ impl Candidates {
             Some(records) => Ok(Found::Records(records, Tier::Redis)),
             None => match self.read(&prefix, &ticket).await {
                 Ok(Some(records)) => Ok(Found::Records(records, Tier::Store)),
-                Ok(None) => return Ok(Found::Absent),
+                Ok(None) => return Ok(Filled { found: Found::Absent, has_proof: false }),
                 Err(Cause::Store) => shared
                     .filter(|records| may_bridge_outage(&view, records))
                     .map(|records| Found::Suspect(records, Tier::Redis))
                     .ok_or(Cause::Store),
                 Err(cause) => Err(cause),
             },
-        };
-        if let Ok(Found::Records(records, _) | Found::Suspect(records, _)) = &found {
+        }?;
+        let mut has_proof = false;
+        if let Found::Records(records, _) | Found::Suspect(records, _) = &found {
             if let Some(proof) = proof {
-                self.prover.adopt(key, records, &proof);
+                has_proof = self.prover.adopt(key, records, &proof).is_some();
             }
             self.memory.fill(prefix, &ticket, Arc::clone(records));
         }
-        found
+        Ok(Filled { found, has_proof })
+    }
+
+    /// How a record stands now.
+    pub fn age(&self, records: &Records) -> RecordAge {
+        let (view, now) = (self.freshness.view(), clock::instant());
+        let read_at = records.read_again_at.saturating_before(self.lifetime(&records.candidates));
+        RecordAge {
+            since_store: (read_at > Instant::from_boot(Duration::ZERO))
+                .then(|| now.saturating_since(read_at)),
+            since_proof: now.saturating_since(view.known_true_at(&records.known)),
+            is_covered: view.covers(&records.known),
+            mode: self.freshness.mode(),
+        }
     }
 
     /// Reads the store and hands what it says to Redis; remembers where it says "none".
@@ -298,10 +336,15 @@ impl Candidates {
         for candidate in &candidates {
             self.report_defects(candidate);
         }
-        let has_budget = candidates.iter().any(|candidate| has_budget(candidate));
+        let read_again_at = read_at.saturating_add(self.lifetime(&candidates));
+        Some(Records { candidates, known, read_again_at })
+    }
+
+    /// How long after they left the store records have to be read again.
+    fn lifetime(&self, candidates: &[Arc<Candidate>]) -> Duration {
         let lifetime = self.freshness.settings().record_ttl;
-        let lifetime = if has_budget { lifetime.min(BUDGET_RECORD_TTL) } else { lifetime };
-        Some(Records { candidates, known, read_again_at: read_at.saturating_add(lifetime) })
+        let has_budget = candidates.iter().any(|candidate| has_budget(candidate));
+        if has_budget { lifetime.min(BUDGET_RECORD_TTL) } else { lifetime }
     }
 
     fn report_defects(&self, candidate: &Candidate) {

@@ -11,6 +11,7 @@ pub mod canary;
 pub mod candidates;
 pub mod deny;
 mod deny_file;
+pub mod explain;
 pub mod feed;
 pub mod flight;
 pub mod freshness;
@@ -25,15 +26,15 @@ use tokio::time::timeout;
 
 use self::candidates::{Candidates, Found};
 use self::deny::DenyControl;
-use self::proof::{ProofError, Prover};
+use self::explain::{Explanation, LookedUp, Nobody, Recorder, Witness};
+use self::proof::{Evidence, ProofError, Prover};
 use self::uses::UseRecorder;
 use crate::clock;
 use crate::domain::decision::{Cause, Decision, Denied, Tier};
 use crate::domain::denial::Denial;
 use crate::domain::deny_list::DenyList;
-use crate::domain::key::PresentedKey;
+use crate::domain::key::{PrefixLength, PresentedKey};
 use crate::domain::key_format::KeyForm;
-use crate::domain::policy;
 use crate::domain::request::Request;
 use crate::domain::rules::PolicyRules;
 use crate::domain::time::Now;
@@ -79,27 +80,56 @@ impl Authorizer {
     ///
     /// Dropping the future drops the answer alone: look-ups and verifications that began are finished and kept.
     pub async fn check(&self, key: &PresentedKey, request: &Request<'_>, deadline: Duration) -> Checked {
+        let now = clock::now();
+        let checked = self.decide(key, request, deadline, now, &mut Nobody).await;
+        if let Decision::Allow(permit) = &checked.decision {
+            self.uses.note(permit.key().id, now);
+        }
+        checked
+    }
+
+    /// The same with every step on the way, and without counting as a use of the key.
+    pub async fn explain(
+        &self,
+        key: &PresentedKey,
+        request: &Request<'_>,
+        deadline: Duration,
+    ) -> (Checked, Explanation) {
+        let mut recorder = Recorder::new(Arc::clone(&self.candidates));
+        let checked = self.decide(key, request, deadline, clock::now(), &mut recorder).await;
+        (checked, recorder.finish())
+    }
+
+    /// How many characters of a key are looked up.
+    pub fn prefix_length(&self) -> PrefixLength {
+        self.form.prefix_length
+    }
+
+    async fn decide(
+        &self,
+        key: &PresentedKey,
+        request: &Request<'_>,
+        deadline: Duration,
+        now: Now,
+        witness: &mut impl Witness,
+    ) -> Checked {
         let Ok(prefix) = key.prefix(self.form.prefix_length) else {
             return Checked {
                 decision: Decision::Deny(Denied::unproven(Denial::MalformedCredentials)),
                 tier: None,
             };
         };
-        let now = clock::now();
-        let checked = match self.check_in_memory(key, prefix, request, now) {
+        match self.check_in_memory(key, prefix, request, now, witness) {
             Some(checked) => checked,
             // Nobody is asked for a key that can't exist. The answer is that to any wrong key.
             None if self.form.is_mistyped(key) => {
+                witness.mistyped();
                 Checked { decision: Decision::Deny(Denied::unproven(Denial::InvalidApiKey)), tier: None }
             }
-            None => timeout(deadline, self.check_with_backends(key, prefix, request))
+            None => timeout(deadline, self.check_with_backends(key, prefix, request, witness))
                 .await
                 .unwrap_or(Checked { decision: Decision::Unavailable(Cause::Deadline), tier: None }),
-        };
-        if let Decision::Allow(permit) = &checked.decision {
-            self.uses.note(permit.key().id, now);
         }
-        checked
     }
 
     /// The whole path where memory knows everything; `None` where it does not.
@@ -109,6 +139,7 @@ impl Authorizer {
         prefix: &str,
         request: &Request<'_>,
         now: Now,
+        witness: &mut impl Witness,
     ) -> Option<Checked> {
         if request.route.is_strict {
             return None;
@@ -120,11 +151,19 @@ impl Authorizer {
             }
             Found::Absent => Err(ProofError::NoMatch),
         };
-        Some(decide(&found, proof, &self.deny.in_force(), &self.rules, request, now))
+        witness.found(&found, LookedUp::InMemory);
+        witness.proof(&proof, Evidence::Memory);
+        Some(decide(&found, proof, &self.deny.in_force(), &self.rules, request, now, witness))
     }
 
     /// The same path where something has to be asked.
-    async fn check_with_backends(&self, key: &PresentedKey, prefix: &str, request: &Request<'_>) -> Checked {
+    async fn check_with_backends(
+        &self,
+        key: &PresentedKey,
+        prefix: &str,
+        request: &Request<'_>,
+        witness: &mut impl Witness,
+    ) -> Checked {
         let looked_up = if request.route.is_strict {
             self.candidates.read_strictly(prefix).await
         } else {
@@ -134,15 +173,17 @@ impl Authorizer {
             Ok(answer) => answer,
             Err(cause) => return Checked { decision: Decision::Unavailable(cause), tier: None },
         };
-        let proof = match &found {
+        witness.found(&found, LookedUp::WithBackends);
+        let (proof, evidence) = match &found {
             Found::Records(records, _) | Found::Suspect(records, _) => {
                 self.prover.prove(key, records, redis_verdict).await
             }
-            Found::Absent => Err(ProofError::NoMatch),
+            Found::Absent => (Err(ProofError::NoMatch), Evidence::Memory),
         };
+        witness.proof(&proof, evidence);
         // Read again: a verification may have taken a while, and expiry is judged at the moment of the answer. So is the
         // deny list.
-        decide(&found, proof, &self.deny.in_force(), &self.rules, request, clock::now())
+        decide(&found, proof, &self.deny.in_force(), &self.rules, request, clock::now(), witness)
     }
 }
 
@@ -153,9 +194,10 @@ fn decide(
     rules: &PolicyRules,
     request: &Request<'_>,
     now: Now,
+    witness: &mut impl Witness,
 ) -> Checked {
     let decision = match proof {
-        Ok(proven) => match policy::evaluate(proven, deny_list, rules, request, now.wall) {
+        Ok(proven) => match witness.judge(proven, deny_list, rules, request, now.wall) {
             Ok(permit) => Decision::Allow(permit),
             Err(denied) => Decision::Deny(denied),
         },
@@ -196,6 +238,7 @@ mod tests {
                 &PolicyRules::default(),
                 &request,
                 clock::now(),
+                &mut Nobody,
             )
             .decision
         };

@@ -37,10 +37,23 @@ pub enum ProofError {
 /// Whether Redis was already asked for the verdict on this very key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RedisVerdict {
-    /// It came, or did not, with the record.
+    /// It did not come with the record.
     Asked,
+    /// It came with the record and was taken over.
+    Matched,
     /// Not yet.
     NotAsked,
+}
+
+/// Where the answer to "does the key match" came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Evidence {
+    /// Verdicts that were remembered; and what needs no memory: SHA-256, and hashes that match nothing.
+    Memory,
+    /// A proof that Redis kept.
+    Redis,
+    /// At least one comparison was made or waited for.
+    Computed,
 }
 
 /// Makes proofs.
@@ -107,17 +120,18 @@ impl Prover {
         key: &PresentedKey,
         records: &Records,
         redis_verdict: RedisVerdict,
-    ) -> Result<Proven, ProofError> {
+    ) -> (Result<Proven, ProofError>, Evidence) {
         if let Some(answer) = self.recall(key, records, clock::now()) {
-            return answer;
+            let came_along = answer.is_ok() && redis_verdict == RedisVerdict::Matched;
+            return (answer, if came_along { Evidence::Redis } else { Evidence::Memory });
         }
         if let (Some(redis), RedisVerdict::NotAsked) = (&self.redis, redis_verdict) {
             let proof = redis.fetch(None, Some(key), clock::wall(), |_| None::<()>).await.proof;
             if let Some(proven) = proof.and_then(|proof| self.adopt(key, records, &proof)) {
-                return Ok(proven);
+                return (Ok(proven), Evidence::Redis);
             }
         }
-        self.compare(key, records).await
+        (self.compare(key, records).await, Evidence::Computed)
     }
 
     /// Takes over a proof that Redis kept, if it is of this key and of the hash of one of these candidates.
@@ -257,8 +271,8 @@ mod tests {
             prover.prove(&key, &first, RedisVerdict::NotAsked),
             prover.prove(&key, &second, RedisVerdict::NotAsked)
         );
-        assert!(Arc::ptr_eq(first.unwrap().candidate(), &stale));
-        assert!(Arc::ptr_eq(second.unwrap().candidate(), &fresh));
+        assert!(Arc::ptr_eq(first.0.unwrap().candidate(), &stale));
+        assert!(Arc::ptr_eq(second.0.unwrap().candidate(), &fresh));
         assert_eq!(prover.metrics.bcrypt_computed.get(), 1);
     }
 
@@ -273,8 +287,8 @@ mod tests {
             prover.prove(&key, &first, RedisVerdict::NotAsked),
             prover.prove(&key, &second, RedisVerdict::NotAsked)
         );
-        assert!(matches!(first, Err(ProofError::NoMatch)));
-        assert!(Arc::ptr_eq(second.unwrap().candidate(), &own));
+        assert!(matches!(first, (Err(ProofError::NoMatch), Evidence::Computed)));
+        assert!(Arc::ptr_eq(second.0.unwrap().candidate(), &own));
         assert_eq!(prover.metrics.bcrypt_computed.get(), 2);
     }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::Request;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
@@ -26,6 +26,16 @@ pub(super) struct Answer {
 
 /// Asks. No connection or no answer is unreachable; any status but 2xx is a refusal.
 pub(super) async fn ask(listen: SocketAddr, method: &str, path: &str) -> Result<Answer, Failure> {
+    ask_with(listen, method, path, Bytes::new()).await
+}
+
+/// Asks with a body, which is JSON where there is one.
+pub(super) async fn ask_with(
+    listen: SocketAddr,
+    method: &str,
+    path: &str,
+    body: Bytes,
+) -> Result<Answer, Failure> {
     let address = reachable(listen);
     let unreachable = |error: anyhow::Error| {
         Failure::unreachable(error.context(format!(
@@ -37,7 +47,7 @@ pub(super) async fn ask(listen: SocketAddr, method: &str, path: &str) -> Result<
         Ok(Err(error)) => return Err(unreachable(error.into())),
         Err(_) => return Err(unreachable(anyhow!("no connection within {}s", CONNECT.as_secs()))),
     };
-    let (status, body) = match timeout(WHOLE_ANSWER, exchange(stream, address, method, path)).await {
+    let (status, body) = match timeout(WHOLE_ANSWER, exchange(stream, address, method, path, body)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => return Err(unreachable(error)),
         Err(_) => return Err(unreachable(anyhow!("no answer within {}s", WHOLE_ANSWER.as_secs()))),
@@ -64,14 +74,18 @@ async fn exchange(
     address: SocketAddr,
     method: &str,
     path: &str,
+    body: Bytes,
 ) -> anyhow::Result<(hyper::StatusCode, String)> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(method)
         .uri(path)
         .header("host", address.to_string())
-        .header("accept", "application/json")
-        .body(Empty::<Bytes>::new())?;
+        .header("accept", "application/json");
+    if !body.is_empty() {
+        request = request.header("content-type", "application/json");
+    }
+    let request = request.body(Full::new(body))?;
     let answer = async {
         let response = sender.send_request(request).await?;
         let status = response.status();

@@ -52,6 +52,14 @@ impl Failure {
         Self { exit: Exit::Unreachable, lines: vec![one_line(&error)] }
     }
 
+    /// For a command whose 1 is an answer: what is neither usage nor settings left the question open.
+    pub(super) fn undecided(self) -> Self {
+        match self.exit {
+            Exit::Usage => self,
+            Exit::Done | Exit::Refused | Exit::Unreachable => Self { exit: Exit::Unreachable, ..self },
+        }
+    }
+
     /// The exit code.
     pub fn exit(&self) -> Exit {
         self.exit
@@ -122,6 +130,14 @@ mod tests {
         let missing = Failure::from(StoreError::MissingTables);
         assert_eq!(missing.exit(), Exit::Refused);
         assert!(missing.lines()[0].contains("keyward migrate"));
+    }
+
+    #[test]
+    fn what_is_left_open_is_no_refusal() {
+        let exit = |failure: Failure| failure.undecided().exit();
+        assert_eq!(exit(Failure::refused(anyhow::anyhow!("no such file"))), Exit::Unreachable);
+        assert_eq!(exit(Failure::unreachable(anyhow::anyhow!("gone"))), Exit::Unreachable);
+        assert_eq!(exit(Failure::usage(anyhow::anyhow!("what?"))), Exit::Usage);
     }
 
     #[test]

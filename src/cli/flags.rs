@@ -31,6 +31,10 @@ pub(super) struct NewKeySettings;
 #[derive(Debug, Clone)]
 pub(super) struct AdminSettings;
 
+/// For `check`: what a decision depends on, and where the running sidecar is.
+#[derive(Debug, Clone)]
+pub(super) struct CheckSettings;
+
 impl Selection for AllSettings {
     fn includes(_: &Setting) -> bool {
         true
@@ -52,6 +56,23 @@ impl Selection for NewKeySettings {
 impl Selection for AdminSettings {
     fn includes(setting: &Setting) -> bool {
         setting.flag == "admin-listen"
+    }
+}
+
+impl Selection for CheckSettings {
+    fn includes(setting: &Setting) -> bool {
+        [
+            "admin-listen",
+            "store",
+            "key-prefix-length",
+            "deny-file",
+            "shadow",
+            "model-paths",
+            "scope-paths",
+            "response-header-prefix",
+            "response-headers",
+        ]
+        .contains(&setting.flag)
     }
 }
 

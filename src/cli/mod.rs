@@ -5,6 +5,7 @@
 mod admin_client;
 mod arguments;
 mod cache;
+mod check;
 mod config;
 mod confirm;
 mod deny;
@@ -69,6 +70,13 @@ enum Command {
         #[command(subcommand)]
         command: key::KeyCommand,
     },
+    /// Decide one described request and tell why; the key comes from standard input
+    #[command(after_help = "Exit codes: 0 allow, 1 deny, 2 usage or settings, 3 could not decide.\n\n\
+                            Examples, each with the key on standard input (< key.txt):\n  \
+                            keyward check --key-stdin --path /v1/models --method GET\n  \
+                            keyward check --key-stdin --body request.json --ip 10.1.2.3\n  \
+                            keyward check --key-stdin --running --model gpt-4o --output json")]
+    Check(Box<check::Check>),
     /// Read and clear the caches of a running sidecar
     #[command(after_help = "Example:\n  keyward cache stats")]
     Cache {
@@ -105,6 +113,7 @@ impl Cli {
             Command::Migrate(command) => command.run(),
             Command::User { command } => command.run(),
             Command::Key { command } => command.run(),
+            Command::Check(check) => check.run(),
             Command::Cache { command } => command.run(),
             Command::Deny { command } => command.run(),
             Command::Config { command } => command.run(),

@@ -116,6 +116,11 @@ fn cell(value: &Value) -> String {
         }
         Value::Bool(_) | Value::Number(_) => value.to_string(),
     };
+    visible(&text)
+}
+
+/// Foreign text without control characters.
+pub(super) fn visible(text: &str) -> String {
     let escape = |c: char| if c.is_control() { c.escape_default().collect() } else { String::from(c) };
     text.chars().map(escape).collect()
 }

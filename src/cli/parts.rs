@@ -1,4 +1,4 @@
-//! What is behind the doors of `keyward serve`: the one place that puts all parts together.
+//! What is behind the doors of `keyward serve`, and behind `keyward check`: the one place that puts all parts together.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ use crate::domain::key::{PrefixLength, PresentedKey};
 use crate::domain::key_format::KeyForm;
 use crate::domain::rules::PolicyRules;
 use crate::store::admin::{KeySettings, NewKey, UserRef};
-use crate::store::{SERVE_QUERY_TIMEOUT, Store, StoreOptions, StoreUrl};
+use crate::store::{CLI_QUERY_TIMEOUT, SERVE_QUERY_TIMEOUT, Store, StoreOptions, StoreUrl};
 use crate::telemetry::metrics::Metrics;
 
 /// Pooled connections to each backend: a look-up holds one for about a millisecond.
@@ -53,21 +53,35 @@ pub(super) struct Parts {
     pub(super) canary: Option<Canary>,
 }
 
+/// What the parts are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// The sidecar.
+    Serve,
+    /// One answer by the store alone: nothing is created, nothing is written, Redis is not asked.
+    CheckOnce,
+}
+
 impl Parts {
-    pub(super) async fn build(settings: &Settings, metrics: &Metrics) -> Result<Self, Failure> {
+    pub(super) async fn build(
+        settings: &Settings,
+        metrics: &Metrics,
+        purpose: Purpose,
+    ) -> Result<Self, Failure> {
+        let serves = purpose == Purpose::Serve;
         let deny = DenyControl::open(settings.deny_file.clone(), settings.key_prefix_length, metrics.clone())
             .map_err(|error| Failure::usage(error.into()))?;
         let store = Store::open(StoreOptions {
             url: StoreUrl::parse(settings.store.expose_secret())
                 .context("read --store")
                 .map_err(Failure::usage)?,
-            connections: STORE_CONNECTIONS,
-            query_timeout: SERVE_QUERY_TIMEOUT,
-            create_if_missing: true,
+            connections: if serves { STORE_CONNECTIONS } else { 1 },
+            query_timeout: if serves { SERVE_QUERY_TIMEOUT } else { CLI_QUERY_TIMEOUT },
+            create_if_missing: serves,
             actor: None,
         })
         .await?;
-        let redis = open_redis(settings, metrics).map_err(Failure::usage)?;
+        let redis = if serves { open_redis(settings, metrics).map_err(Failure::usage)? } else { None };
         let max_entries = settings.cache_max_entries;
         let background = Background::new();
         let pool = BcryptPool::start(settings.verify_threads, metrics.clone())
@@ -129,7 +143,7 @@ impl Parts {
             freshness: Arc::clone(&freshness),
             metrics: metrics.clone(),
         };
-        let canary = if settings.canary {
+        let canary = if settings.canary && serves {
             let (new_key, presented) = canary_key(settings.key_prefix_length).map_err(Failure::usage)?;
             Some(Canary {
                 store: store.clone(),

@@ -16,9 +16,10 @@ use tonic::transport::server::{Router, TcpIncoming};
 use tonic_health::ServingStatus;
 
 use super::failure::{Exit, Failure};
-use super::parts::Parts;
+use super::parts::{Parts, Purpose};
 use crate::config::{Listen, Setting, Settings};
 use crate::server::admin::{AdminState, router};
+use crate::server::explain::Explainer;
 use crate::server::grpc::{CheckOptions, CheckService};
 use crate::server::listen;
 use crate::server::readiness::Readiness;
@@ -47,11 +48,13 @@ pub(super) fn run(settings: &Settings) -> Result<Exit, Failure> {
 
 async fn serve(settings: &Settings) -> Result<(), Failure> {
     let metrics = Metrics::new();
-    let parts = Parts::build(settings, &metrics).await?;
+    let parts = Parts::build(settings, &metrics, Purpose::Serve).await?;
     let readiness = Arc::new(Readiness::new(Arc::clone(&parts.freshness), Arc::clone(&parts.outage)));
     let (health, health_service) = tonic_health::server::health_reporter();
     set_health(&health, ServingStatus::NotServing).await;
 
+    let explainer =
+        Explainer::new(Arc::clone(&parts.authorizer), responder(settings), settings.check_timeout);
     let checks =
         CheckService::new(parts.authorizer, responder(settings), check_options(settings), metrics.clone());
     let checks = AuthorizationServer::new(checks).max_decoding_message_size(settings.max_check_bytes);
@@ -63,6 +66,7 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
     let admin = router(AdminState {
         caches: parts.caches,
         deny: Arc::clone(&parts.deny),
+        explainer,
         registry: metrics.registry(),
         readiness: Arc::clone(&readiness),
         settings: shown(settings),
@@ -143,7 +147,7 @@ fn shown(settings: &Settings) -> Value {
     Value::Object(settings.shown().into_iter().map(named).collect::<Map<_, _>>())
 }
 
-fn responder(settings: &Settings) -> Responder {
+pub(super) fn responder(settings: &Settings) -> Responder {
     Responder::new(ResponseOptions {
         header_prefix: settings.response_header_prefix.clone(),
         headers: settings.response_headers.clone(),

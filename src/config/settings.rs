@@ -122,8 +122,8 @@ settings! {
     /// owner and group may use. Nothing is encrypted here, so keep it on the loopback address or a socket.
     "grpc-listen"("ADDRESS", Plain) => grpc_listen: Listen = "127.0.0.1:9191", values::listen;
 
-    /// Where /livez, /readyz, /metrics, /stats and the cache and deny commands are served (HTTP): an IP address and
-    /// port. Whoever reaches it can flush the caches and deny keys.
+    /// Where /livez, /readyz, /metrics, /stats and the cache, deny and check commands are served (HTTP): an IP address and
+    /// port. Whoever reaches it can flush the caches, deny keys and try keys.
     "admin-listen"("ADDRESS", Plain) => admin_listen: SocketAddr = "127.0.0.1:9193", values::socket_address;
 
     /// Threads that answer checks: 1 to 1024, or auto for the number of cores.

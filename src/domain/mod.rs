@@ -11,6 +11,7 @@ pub mod decision;
 pub mod denial;
 pub mod deny_list;
 pub mod endpoint;
+pub mod explain;
 pub mod freshness;
 pub mod hash;
 mod json_body;

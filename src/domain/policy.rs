@@ -76,6 +76,56 @@ impl From<BodyDefect> for Refusal {
     }
 }
 
+/// One thing that policy looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// `is_active`, and the deny list.
+    Active,
+    /// `expires_at`
+    Expiry,
+    /// The owner's `is_active` and lock.
+    Owner,
+    /// Whether the key's restrictions can be read.
+    Readable,
+    /// One of its restrictions.
+    Rule(Rule),
+}
+
+/// How a step ended. One that was not reached does not end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing against the request.
+    Passed,
+    /// The request is denied.
+    Failed(Denial),
+    /// It would be denied, but the rule is in shadow mode.
+    Shadowed(Denial),
+}
+
+/// What names a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelSource {
+    /// The route's `model`.
+    Route,
+    /// The path.
+    Path,
+    /// The body.
+    Body,
+}
+
+/// Hears how a decision comes about. `()` listens to nothing and costs nothing.
+pub(super) trait Observer {
+    /// A step has ended; the last words are more than the reason says.
+    fn ended(&mut self, step: Step, outcome: Outcome, detail: Option<&'static str>);
+    /// A model that was held against the key's list.
+    fn model(&mut self, source: ModelSource, model: &str, is_admitted: bool);
+}
+
+impl Observer for () {
+    fn ended(&mut self, _: Step, _: Outcome, _: Option<&'static str>) {}
+    fn model(&mut self, _: ModelSource, _: &str, _: bool) {}
+}
+
 /// Decides whether a proven key may make this request at this moment. There is no permit without a look at the deny
 /// list.
 pub fn evaluate(
@@ -85,9 +135,21 @@ pub fn evaluate(
     request: &Request<'_>,
     now: Timestamp,
 ) -> Result<Permit, Denied> {
+    evaluate_heard(proven, deny_list, rules, request, now, &mut ())
+}
+
+/// The one way to a permit; [`super::explain`] listens to it.
+pub(super) fn evaluate_heard(
+    proven: Proven,
+    deny_list: &DenyList,
+    rules: &PolicyRules,
+    request: &Request<'_>,
+    now: Timestamp,
+    observer: &mut impl Observer,
+) -> Result<Permit, Denied> {
     let candidate = proven.into_candidate();
-    let refusal = match state(&candidate, deny_list, now) {
-        Ok(policy) => match apply(policy, &candidate.owner, rules, request) {
+    let refusal = match state(&candidate, deny_list, now, observer) {
+        Ok(policy) => match apply(policy, &candidate.owner, rules, request, observer) {
             Ok((model, shadow_denial)) => {
                 let is_by_path = !rules.scope_paths.is_empty()
                     || matches!(policy.endpoints, Allowlist::Only(_))
@@ -102,7 +164,7 @@ pub fn evaluate(
             }
             Err(refusal) => refusal,
         },
-        Err(denial) => denial.into(),
+        Err(refusal) => refusal,
     };
     let Refusal { reason, detail } = refusal;
     Err(Denied { reason, detail, candidate: Some(candidate) })
@@ -113,18 +175,20 @@ fn state<'c>(
     candidate: &'c Candidate,
     deny_list: &DenyList,
     now: Timestamp,
-) -> Result<&'c Arc<KeyPolicy>, Denial> {
+    observer: &mut impl Observer,
+) -> Result<&'c Arc<KeyPolicy>, Refusal> {
     let Candidate { key, owner, policy } = candidate;
-    if !key.is_active || deny_list.denies(key) {
-        return Err(Denial::KeyInactive);
-    }
-    if key.expires_at.is_some_and(|end| now > end) {
-        return Err(Denial::KeyExpired);
-    }
-    if !owner.may_act(now) {
-        return Err(Denial::UserInactive);
-    }
-    policy.as_ref().map_err(|_| Denial::PolicyInvalid)
+    let mut passes = |step, is_granted, otherwise| {
+        let result = granted(is_granted, otherwise);
+        let outcome = if is_granted { Outcome::Passed } else { Outcome::Failed(otherwise) };
+        observer.ended(step, outcome, None);
+        result
+    };
+    passes(Step::Active, key.is_active && !deny_list.denies(key), Denial::KeyInactive)?;
+    passes(Step::Expiry, key.expires_at.is_none_or(|end| now <= end), Denial::KeyExpired)?;
+    passes(Step::Owner, owner.may_act(now), Denial::UserInactive)?;
+    passes(Step::Readable, policy.is_ok(), Denial::PolicyInvalid)?;
+    policy.as_ref().map_err(|_| Denial::PolicyInvalid.into())
 }
 
 /// Applies the rules in their order: the model that is asked for, and what shadow mode let pass.
@@ -133,6 +197,7 @@ fn apply(
     owner: &UserRecord,
     rules: &PolicyRules,
     request: &Request<'_>,
+    observer: &mut impl Observer,
 ) -> Result<(Option<Box<str>>, Option<ShadowDenial>), Refusal> {
     let (mut named, mut shadow_denial) = (None, None);
     for rule in Rule::ALL {
@@ -140,15 +205,20 @@ fn apply(
             Rule::Ips => address(policy, request),
             Rule::Endpoints => endpoint(policy, request),
             Rule::Scopes => scopes(policy, owner, rules, request),
-            Rule::Models => models(policy, rules, request).map(|model| named = model),
+            Rule::Models => models(policy, rules, request, observer).map(|model| named = model),
             Rule::Budget => budget(policy),
         };
+        let step = Step::Rule(rule);
         match outcome {
-            Ok(()) => {}
-            Err(Refusal { reason, .. }) if rules.shadow.covers(rule) => {
+            Ok(()) => observer.ended(step, Outcome::Passed, None),
+            Err(Refusal { reason, detail }) if rules.shadow.covers(rule) => {
+                observer.ended(step, Outcome::Shadowed(reason), detail);
                 shadow_denial.get_or_insert(ShadowDenial { rule, reason });
             }
-            Err(refusal) => return Err(refusal),
+            Err(refusal) => {
+                observer.ended(step, Outcome::Failed(refusal.reason), refusal.detail);
+                return Err(refusal);
+            }
         }
     }
     Ok((named, shadow_denial))
@@ -202,6 +272,7 @@ fn models(
     policy: &KeyPolicy,
     rules: &PolicyRules,
     request: &Request<'_>,
+    observer: &mut impl Observer,
 ) -> Result<Option<Box<str>>, Refusal> {
     let is_ambiguous = path::is_ambiguous(request.path);
     let taken = if is_ambiguous { None } else { rules.model_paths.of(request.path) };
@@ -215,14 +286,20 @@ fn models(
         // It might be one that takes a model.
         return Err(Denial::AmbiguousRequest.into());
     }
-    let is_admitted = |model: &str| policy.models.admits(|rule| rule.covers(model));
     let (mut first, mut all_admitted) = (named.map(Box::from), true);
-    for model in [named_by_route, named_by_path].into_iter().flatten() {
-        all_admitted &= is_admitted(model);
+    let mut hold = |source, model: &str| {
+        let is_admitted = policy.models.admits(|rule| rule.covers(model));
+        observer.model(source, model, is_admitted);
+        all_admitted &= is_admitted;
+    };
+    for (source, model) in [(ModelSource::Route, named_by_route), (ModelSource::Path, named_by_path)] {
+        if let Some(model) = model {
+            hold(source, model);
+        }
     }
     let takes_forms = taken.as_ref().is_some_and(|taken| taken.takes_forms);
     let body = body::models(&request.body, takes_forms, &mut |model| {
-        all_admitted &= is_admitted(model);
+        hold(ModelSource::Body, model);
         first.get_or_insert_with(|| model.into());
     });
     granted(all_admitted, Denial::ModelNotAllowed)?;

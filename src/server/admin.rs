@@ -1,8 +1,8 @@
-//! The admin port: liveness, readiness, metrics, statistics, settings, and the cache and deny commands.
+//! The admin port: liveness, readiness, metrics, statistics, settings, and the cache, deny and check commands.
 
 use std::sync::Arc;
 
-use axum::extract::{Query, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::deny;
+use super::explain::{self, Explainer};
 use super::readiness::Readiness;
 use crate::authorizer::admin::{AdminError, CacheAdmin};
 use crate::authorizer::deny::DenyControl;
@@ -26,6 +27,8 @@ pub struct AdminState {
     pub caches: CacheAdmin,
     /// The deny list.
     pub deny: Arc<DenyControl>,
+    /// What `/check` asks.
+    pub explainer: Explainer,
     /// What `/metrics` prints.
     pub registry: Registry,
     /// What `/readyz` says.
@@ -45,6 +48,7 @@ pub fn router(state: AdminState) -> Router {
         .route("/cache/invalidate", post(invalidate))
         .route("/cache/flush", post(flush))
         .route("/deny", get(deny::list).post(deny::add).delete(deny::remove))
+        .route("/check", post(explain::check).layer(DefaultBodyLimit::max(explain::MAX_BYTES)))
         .with_state(Arc::new(state))
 }
 

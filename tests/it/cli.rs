@@ -10,13 +10,14 @@ use tempfile::tempdir;
 
 use crate::program::{Ended, keyward, run};
 
-const COMMANDS: [&[&str]; 32] = [
+const COMMANDS: [&[&str]; 33] = [
     &["config", "schema"],
     &["completions"],
     &["man"],
     &[],
     &["serve"],
     &["migrate"],
+    &["check"],
     &["user"],
     &["user", "create"],
     &["user", "list"],
@@ -110,6 +111,10 @@ fn wrong_usage_is_2() {
         &["key", "import"],
         &["key", "import", "absent.csv"],
         &["key", "list", "--unused-since", "long"],
+        &["check", "--path", "/"],
+        &["check", "kw_0123456789"],
+        &["check", "--key-stdin", "--ip", "localhost"],
+        &["check", "--key-stdin"],
         &["cache", "invalidate"],
         &["cache", "invalidate", "--prefix", "a", "--key-id", "7"],
         &["deny", "add"],

@@ -10,6 +10,7 @@
 mod bad_rows;
 mod caches;
 mod change_feed;
+mod check;
 mod cli;
 mod client_ip;
 mod collisions;

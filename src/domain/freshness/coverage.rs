@@ -126,6 +126,12 @@ impl View {
         }
     }
 
+    /// Whether the session in force goes on proving a record.
+    pub fn covers(&self, known: &Known) -> bool {
+        // Session 0 is none.
+        self.session != 0 && known.coverage.shared.session == self.session
+    }
+
     /// Every change committed before this moment had been applied when the view was taken.
     pub fn watermark(&self) -> Instant {
         self.watermark
@@ -192,6 +198,8 @@ mod tests {
         let known = first.reading_at(at(100));
         first.advance(at(110));
         second.advance(at(140));
+        assert!(view(&first).covers(&known) && !view(&second).covers(&known));
+        assert!(!view(&Coverage::new(0)).covers(&Known::uncovered(at(100))));
         assert_eq!(view(&second).known_true_at(&known), at(110));
         assert_eq!(view(&second).standing(&known, at(140)), Standing::Suspect);
     }
