@@ -71,6 +71,11 @@ impl Catalogue {
         columns.iter().all(|column| self.has("keyward_old_secrets", column))
     }
 
+    /// Whether there are rotated secrets that can't be read: the table's place is taken by a column without a name.
+    pub(super) fn has_hidden_old_secrets(&self) -> bool {
+        self.has("keyward_old_secrets", "") && !self.has_old_secrets()
+    }
+
     /// Whether `migrate` has made the table of changes.
     pub(super) fn has_history(&self) -> bool {
         self.has("keyward_history", "id")

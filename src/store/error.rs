@@ -81,7 +81,8 @@ impl From<tokio_postgres::Error> for StoreError {
         // The message names columns and tables; a row's values are in the detail, which is left out.
         let message = || report.message().to_owned();
         match code.code() {
-            "42501" | "25006" => Self::Refused(message()),
+            "42501" => Self::Refused(format!("{}; grant it to this role, or use one that has it", message())),
+            "25006" => Self::Refused(message()),
             other if other.starts_with("22") || other.starts_with("23") => Self::Refused(message()),
             other if other.starts_with("42") || other.starts_with("0A") => Self::Schema(message()),
             _ => Self::unavailable(error),

@@ -217,7 +217,15 @@ impl PostgresStore {
         let mut known = self.plan.write().unwrap_or_else(PoisonError::into_inner);
         match &read {
             // An equal plan stays, so that the sessions' prepared statements do.
-            Ok(plan) if known.as_ref() != Some(plan) => *known = Some(Arc::clone(plan)),
+            Ok(plan) if known.as_ref() != Some(plan) => {
+                if plan.catalogue.has_hidden_old_secrets() {
+                    tracing::warn!(
+                        "the table keyward_old_secrets can't be read: secrets that a rotation keeps are refused here; \
+                         grant SELECT on it to this role"
+                    );
+                }
+                *known = Some(Arc::clone(plan));
+            }
             Err(StoreError::MissingTables | StoreError::Schema(_)) => *known = None,
             Ok(_) | Err(_) => {}
         }
@@ -347,7 +355,8 @@ async fn read_catalogue(client: &ClientWrapper) -> Result<Catalogue, StoreError>
         JOIN pg_catalog.pg_attribute a \
           ON a.attrelid = to_regclass(t.name) AND a.attnum > 0 AND NOT a.attisdropped \
         JOIN pg_catalog.pg_type y ON y.oid = a.atttypid \
-        WHERE t.name IN ('api_keys', 'users', 'keyward_history') OR has_column_privilege(a.attrelid, a.attnum, 'SELECT')";
+        WHERE t.name IN ('api_keys', 'users', 'keyward_history') OR has_column_privilege(a.attrelid, a.attnum, 'SELECT') \
+        UNION ALL SELECT 'keyward_old_secrets', '', '' WHERE to_regclass('keyward_old_secrets') IS NOT NULL";
     let mut catalogue = Catalogue::default();
     for row in client.query(SQL, &[&TABLES.as_slice()]).await? {
         let table: String = row.try_get(0)?;

@@ -227,3 +227,28 @@ async fn a_row_that_the_store_refuses_costs_no_other_row() {
     let count: u32 = database.query_row("SELECT count(*) FROM api_keys", (), |row| row.get(0)).unwrap();
     assert_eq!(count, 1200);
 }
+
+/// A role that was let in before `migrate` made our tables may read them, one that came later may not, and says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn sidecars_with_select_alone_know_old_secrets_or_say_that_they_do_not() {
+    let postgres = Postgres::start().await;
+    let url = postgres.create_platform().await;
+    let platform = postgres.client("platform").await;
+    let grant = |role: &str| format!("CREATE ROLE {role} LOGIN; GRANT SELECT ON api_keys, users TO {role}");
+    platform
+        .batch_execute(&format!("{}; DROP TABLE keyward_old_secrets, keyward_history", grant("early")))
+        .await
+        .unwrap();
+    let owner = Keyward::new().store(&url).start().await;
+    owner.cli_ok(&["migrate"]);
+    platform.batch_execute(&grant("late")).await.unwrap();
+    owner.create_user("ada", &[]);
+    let key = owner.create_key("ada", "ci", &["--hash", "sha256"]);
+    owner.cli_ok(&["key", "rotate", &key.id.to_string(), "--grace", "1h", "--hash", "sha256"]);
+    let early = Keyward::new().store(&postgres.url_as("early", "platform")).start().await;
+    becomes(&early, &key.secret, "ok").await;
+    let late = Keyward::new().store(&postgres.url_as("late", "platform")).start().await;
+    becomes(&late, &key.secret, "invalid_api_key").await;
+    assert!(late.log().contains("keyward_old_secrets can't be read"), "{}", late.log());
+    assert!(!early.log().contains("keyward_old_secrets"), "{}", early.log());
+}
