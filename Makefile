@@ -35,6 +35,11 @@ sdk-test: ## Let the OpenAI, Anthropic and Google SDKs meet every refusal, throu
 	@scripts/install-tools.sh envoy postgres sdks
 	@cargo test --locked --quiet --test it -- sdks:: --nocapture
 
+.PHONY: roll
+roll: tools ## Restart two replicas behind a real Envoy under load, and count the requests that fail (ROUNDS=n)
+	@KEYWARD_ROLL_ROUNDS=$(or $(ROUNDS),4) \
+		cargo test --locked --quiet --test it -- rolling:: --nocapture
+
 .PHONY: lint
 lint: ## Clippy, warnings denied
 	@cargo clippy --locked --all-targets -- -D warnings

@@ -31,6 +31,7 @@ mod postgres_serve;
 mod program;
 mod rate_limits;
 mod redis_tier;
+mod rolling;
 mod sdks;
 mod secrecy;
 mod stores;

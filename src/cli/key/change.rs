@@ -35,7 +35,7 @@ pub(in crate::cli) struct Update {
     #[command(flatten)]
     arguments: SettingsArguments,
     /// What becomes empty: unrestricted, without limit, without end
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = PossibleValuesParser::new(CLEARABLE))]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = PossibleValuesParser::new(CLEARABLE.map(|Clearable(flag, ..)| flag)))]
     clear: Vec<String>,
     #[command(flatten)]
     output: Output,
@@ -43,52 +43,38 @@ pub(in crate::cli) struct Update {
     settings: SettingFlags<StoreSettings>,
 }
 
-/// Named like their flags.
-const CLEARABLE: [&str; 16] = [
-    "description",
-    "scopes",
-    "permissions",
-    "allowed-models",
-    "allowed-endpoints",
-    "allowed-ips",
-    "allowed-chatbots",
-    "allowed-agents",
-    "tags",
-    "rate-limit-per-minute",
-    "rate-limit-per-hour",
-    "rate-limit-per-day",
-    "is-unlimited",
-    "budget-limit-cents",
-    "budget-type",
-    "expires-at",
-];
+/// What can be cleared: its flag, its column, and whether it is set.
+struct Clearable(&'static str, &'static str, fn(&KeySettings) -> bool);
 
-const CLEARED: [&str; CLEARABLE.len()] = [
-    "description",
-    "scopes",
-    "permissions",
-    "allowed_models",
-    "allowed_endpoints",
-    "allowed_ips",
-    "allowed_chatbots",
-    "allowed_agents",
-    "tags",
-    "rate_limit_per_minute",
-    "rate_limit_per_hour",
-    "rate_limit_per_day",
-    "is_unlimited",
-    "budget_limit_cents",
-    "budget_type",
-    "expires_at",
+const CLEARABLE: [Clearable; 16] = [
+    Clearable("description", "description", |settings| settings.description.is_some()),
+    Clearable("scopes", "scopes", |settings| !settings.scopes.is_empty()),
+    Clearable("permissions", "permissions", |settings| !settings.permissions.is_empty()),
+    Clearable("allowed-models", "allowed_models", |settings| !settings.allowed_models.is_empty()),
+    Clearable("allowed-endpoints", "allowed_endpoints", |settings| !settings.allowed_endpoints.is_empty()),
+    Clearable("allowed-ips", "allowed_ips", |settings| !settings.allowed_ips.is_empty()),
+    Clearable("allowed-chatbots", "allowed_chatbots", |settings| !settings.allowed_chatbots.is_empty()),
+    Clearable("allowed-agents", "allowed_agents", |settings| !settings.allowed_agents.is_empty()),
+    Clearable("tags", "tags", |settings| !settings.tags.is_empty()),
+    Clearable("rate-limit-per-minute", "rate_limit_per_minute", |settings| {
+        settings.rate_limit_per_minute.is_some()
+    }),
+    Clearable("rate-limit-per-hour", "rate_limit_per_hour", |settings| {
+        settings.rate_limit_per_hour.is_some()
+    }),
+    Clearable("rate-limit-per-day", "rate_limit_per_day", |settings| settings.rate_limit_per_day.is_some()),
+    Clearable("is-unlimited", "is_unlimited", |settings| settings.is_unlimited),
+    Clearable("budget-limit-cents", "budget_limit_cents", |settings| settings.budget_limit_cents.is_some()),
+    Clearable("budget-type", "budget_type", |settings| settings.budget_type.is_some()),
+    Clearable("expires-at", "expires_at", |settings| settings.expires_at.is_some()),
 ];
 
 impl Update {
     pub(super) fn run(self) -> Result<(), Failure> {
         let id = KeyId::new(self.id);
         let is_cleared = |flag: &str| self.clear.iter().any(|cleared| cleared == flag);
-        let pairs = CLEARABLE.iter().zip(CLEARED);
-        let clear: Vec<&'static str> =
-            pairs.filter(|(flag, _)| is_cleared(flag)).map(|(_, column)| column).collect();
+        let cleared = CLEARABLE.iter().filter(|Clearable(flag, ..)| is_cleared(flag));
+        let clear = cleared.map(|Clearable(_, column, _)| *column).collect();
         let change = KeyChange {
             name: self.name,
             is_active: self.is_active,
@@ -122,25 +108,8 @@ fn check(change: &KeyChange) -> anyhow::Result<()> {
 }
 
 fn set_columns(settings: &KeySettings) -> Vec<&'static str> {
-    let is_set = [
-        settings.description.is_some(),
-        !settings.scopes.is_empty(),
-        !settings.permissions.is_empty(),
-        !settings.allowed_models.is_empty(),
-        !settings.allowed_endpoints.is_empty(),
-        !settings.allowed_ips.is_empty(),
-        !settings.allowed_chatbots.is_empty(),
-        !settings.allowed_agents.is_empty(),
-        !settings.tags.is_empty(),
-        settings.rate_limit_per_minute.is_some(),
-        settings.rate_limit_per_hour.is_some(),
-        settings.rate_limit_per_day.is_some(),
-        settings.is_unlimited,
-        settings.budget_limit_cents.is_some(),
-        settings.budget_type.is_some(),
-        settings.expires_at.is_some(),
-    ];
-    CLEARED.into_iter().zip(is_set).filter(|(_, is_set)| *is_set).map(|(column, _)| column).collect()
+    let set = CLEARABLE.iter().filter(|Clearable(_, _, is_set)| is_set(settings));
+    set.map(|Clearable(_, column, _)| *column).collect()
 }
 
 #[derive(Debug, Args)]
@@ -252,8 +221,9 @@ mod tests {
 
     #[test]
     fn what_can_be_cleared_is_what_can_be_set() {
-        for (flag, column) in CLEARABLE.iter().zip(CLEARED) {
+        for Clearable(flag, column, is_set) in CLEARABLE {
             assert_eq!(flag.replace('-', "_"), column);
+            assert!(!is_set(&KeySettings::default()), "{flag}");
         }
     }
 

@@ -20,6 +20,8 @@ pub(crate) struct Builder {
     folder: TempDir,
     store: String,
     args: Vec<String>,
+    /// Free ones otherwise.
+    at: Option<(SocketAddr, SocketAddr)>,
 }
 
 /// A sidecar that is ready, with a store of its own.
@@ -75,6 +77,12 @@ impl Builder {
         self
     }
 
+    /// Where checks and the admin port are answered.
+    pub(crate) fn at(mut self, grpc: SocketAddr, admin: SocketAddr) -> Self {
+        self.at = Some((grpc, admin));
+        self
+    }
+
     /// Starts `keyward serve` and waits until it says that it is ready.
     pub(crate) async fn start(self) -> Keyward {
         let mut keyward = self.launch();
@@ -84,7 +92,7 @@ impl Builder {
 
     /// Starts `keyward serve` and waits for nothing.
     pub(crate) fn launch(self) -> Keyward {
-        let (grpc, admin) = (port::free_addr(), port::free_addr());
+        let (grpc, admin) = self.at.unwrap_or_else(|| (port::free_addr(), port::free_addr()));
         let mut args: Vec<String> = [
             "serve",
             "--store",
@@ -113,7 +121,7 @@ impl Keyward {
     pub(crate) fn new() -> Builder {
         let folder = tempfile::Builder::new().prefix("keyward-test-").tempdir().expect("make a folder");
         let store = format!("sqlite:{}", folder.path().join("keyward.db").display());
-        Builder { folder, store, args: Vec::new() }
+        Builder { folder, store, args: Vec::new(), at: None }
     }
 
     /// Where `ext_authz` is answered.
