@@ -13,6 +13,8 @@ use super::flight::{FlightError, Flights};
 use super::freshness::{Freshness, Mode};
 use super::outage::Outage;
 use super::proof::{Prover, RedisVerdict};
+use tracing::Instrument;
+
 use crate::cache::records::{FillTicket, RecordCache, Records, Remembered};
 use crate::cache::redis::{Fetched, RedisCache, StoredRecords};
 use crate::clock;
@@ -25,6 +27,7 @@ use crate::domain::row::CandidateRow;
 use crate::domain::time::{Instant, Now};
 use crate::store::{Reading, Store, StoreError};
 use crate::telemetry::metrics::{CacheKind, CacheResult, Metrics};
+use crate::telemetry::traces;
 
 /// Prefixes that may be looked up at once; each holds a small task and at most one place in the store's pool.
 const MAX_FLIGHTS: usize = 4096;
@@ -233,7 +236,9 @@ impl Candidates {
             self.freshness.accept(stored.stamp.as_ref(), stored.read_at, &prefix, &stored.rows, now)
         };
         let Fetched { records, proof } = match &self.redis {
-            Some(redis) => redis.fetch(Some(&prefix), Some(key), now.wall, accept).await,
+            Some(redis) => {
+                redis.fetch(Some(&prefix), Some(key), now.wall, accept).instrument(traces::redis()).await
+            }
             None => Fetched::default(),
         };
         let shared = records
@@ -300,7 +305,7 @@ impl Candidates {
     }
 
     async fn query(&self, prefix: &KeyPrefix) -> Result<Reading, Cause> {
-        let answer = self.store.candidates(prefix).await;
+        let answer = self.store.candidates(prefix).instrument(traces::store()).await;
         self.count(
             Tier::Store,
             match &answer {

@@ -8,6 +8,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
+use tracing::Instrument;
 
 /// Computations under way, by key.
 pub struct Flights<K, V> {
@@ -61,7 +62,8 @@ where
         let (announce, answer) = watch::channel(None);
         running.insert(key.clone(), answer.clone());
         let landing = Landing { flights: Arc::clone(self), key };
-        let work = work();
+        // In the span of who asked first.
+        let work = work().in_current_span();
         tokio::spawn(async move {
             let value = work.await;
             // Leave before announcing: whoever asks from now on asks anew.

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use self::candidates::{Candidates, Found};
 use self::deny::DenyControl;
@@ -38,6 +39,7 @@ use crate::domain::key_format::KeyForm;
 use crate::domain::request::Request;
 use crate::domain::rules::PolicyRules;
 use crate::domain::time::Now;
+use crate::telemetry::traces;
 
 /// Decides checks. One for the process, shared by all doors.
 pub struct Authorizer {
@@ -165,9 +167,9 @@ impl Authorizer {
         witness: &mut impl Witness,
     ) -> Checked {
         let looked_up = if request.route.is_strict {
-            self.candidates.read_strictly(prefix).await
+            self.candidates.read_strictly(prefix).instrument(traces::lookup()).await
         } else {
-            self.candidates.find(prefix, key).await
+            self.candidates.find(prefix, key).instrument(traces::lookup()).await
         };
         let (found, redis_verdict) = match looked_up {
             Ok(answer) => answer,

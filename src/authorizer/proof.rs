@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::Instrument;
+
 use super::background::Background;
 use super::bcrypt_pool::BcryptPool;
 use super::flight::{FlightError, Flights};
@@ -21,6 +23,7 @@ use crate::domain::proof::{Proven, Verdict};
 use crate::domain::record::Candidate;
 use crate::domain::time::Now;
 use crate::telemetry::metrics::{CacheKind, CacheResult, Metrics};
+use crate::telemetry::traces;
 
 /// Keys that may be under verification at once; each holds a small task.
 const MAX_FLIGHTS: usize = 1024;
@@ -126,7 +129,11 @@ impl Prover {
             return (answer, if came_along { Evidence::Redis } else { Evidence::Memory });
         }
         if let (Some(redis), RedisVerdict::NotAsked) = (&self.redis, redis_verdict) {
-            let proof = redis.fetch(None, Some(key), clock::wall(), |_| None::<()>).await.proof;
+            let proof = redis
+                .fetch(None, Some(key), clock::wall(), |_| None::<()>)
+                .instrument(traces::redis())
+                .await
+                .proof;
             if let Some(proven) = proof.and_then(|proof| self.adopt(key, records, &proof)) {
                 return (Ok(proven), Evidence::Redis);
             }
@@ -190,7 +197,8 @@ impl Prover {
     }
 
     async fn compute(&self, key: PresentedKey, candidate: Arc<Candidate>) -> Result<Verdict, Cause> {
-        let verdict = self.pool.verify(key.clone(), Arc::clone(&candidate)).await?;
+        let verdict =
+            self.pool.verify(key.clone(), Arc::clone(&candidate)).instrument(traces::bcrypt()).await?;
         if let Ok(hash) = &candidate.key.hash {
             match verdict {
                 Verdict::Match => self.keep_match(&key, hash, &candidate),

@@ -27,6 +27,7 @@ use crate::server::response::{Responder, ResponseOptions};
 use crate::server::watch::{StoreWatch, set_health};
 use crate::telemetry::logging;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::Traces;
 
 /// What the last answers and writes may take after the drain delay.
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
@@ -35,14 +36,26 @@ const MAX_CONCURRENT_STREAMS: u32 = 1024;
 
 /// Runs the sidecar until it is told to stop.
 pub(super) fn run(settings: &Settings) -> Result<Exit, Failure> {
-    logging::start(settings.log_format, &settings.log_level);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(settings.worker_threads)
         .thread_name("keyward")
         .enable_all()
         .build()
         .context("start the runtime")?;
-    runtime.block_on(serve(settings))?;
+    let traces = {
+        let _inside = runtime.enter();
+        Traces::start(&settings.otlp_endpoint, settings.otlp_protocol, settings.otlp_sample)
+            .context("export spans (--otlp-endpoint)")
+            .map_err(Failure::usage)?
+    };
+    logging::start(settings.log_format, &settings.log_level, traces.as_ref());
+    runtime.block_on(async {
+        let served = serve(settings).await;
+        if let Some(traces) = traces {
+            traces.finish(FINISH_LIMIT).await;
+        }
+        served
+    })?;
     Ok(Exit::Done)
 }
 

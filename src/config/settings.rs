@@ -16,6 +16,7 @@ use crate::server::options::{
     ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat, IdentityHeader, OnUnavailable,
 };
 use crate::telemetry::logging::LogFormat;
+use crate::telemetry::traces::{OtlpEndpoint, OtlpProtocol, SampleShare};
 
 /// One row of the table.
 #[derive(Debug)]
@@ -242,7 +243,7 @@ settings! {
     /// failure_mode_allow, which may let the request pass.
     "on-unavailable"("deny|error", Plain) => on_unavailable: OnUnavailable = "deny", values::word;
 
-    /// What generated keys begin with: up to 40 visible characters without comma and exclamation mark. Secret
+    /// What generated keys begin with: up to 28 visible characters without comma and exclamation mark. Secret
     /// scanners find leaked keys by it.
     "new-key-prefix"("TEXT", Plain) => new_key_prefix: String = "kw_", values::new_key_prefix;
 
@@ -268,6 +269,17 @@ settings! {
     /// Largest check that is read: 1KiB to 1GiB. Keep it above Envoy's max_request_bytes, or large requests get 503.
     "max-check-bytes"("SIZE", Plain) => max_check_bytes: usize = "8MiB",
         |text| values::size(text, 1 << 10..=1 << 30);
+
+    /// Where spans of checks go: http://HOST:PORT of an OpenTelemetry collector, or off. Envoy's trace context is taken
+    /// up from its gRPC metadata, or from the request's headers.
+    "otlp-endpoint"("URL|off", Plain) => otlp_endpoint: OtlpEndpoint = "off", values::parsed;
+
+    /// How they go there: grpc (port 4317 by custom) or http (4318).
+    "otlp-protocol"("grpc|http", Plain) => otlp_protocol: OtlpProtocol = "grpc", values::parsed;
+
+    /// Which share of the traces that begin here is exported, from 0 to 1. Where the trace began elsewhere, it was decided
+    /// there.
+    "otlp-sample"("SHARE", Plain) => otlp_sample: SampleShare = "1", values::parsed;
 
     /// How log lines look on standard error: text, or json with one object a line.
     "log-format"("text|json", Plain) => log_format: LogFormat = "text", values::log_format;

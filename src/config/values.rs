@@ -17,6 +17,7 @@ use crate::domain::rules::{ScopePaths, Shadow};
 use crate::server::options::{ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat};
 use crate::server::options::{IdentityHeader, OnUnavailable, is_token};
 use crate::telemetry::logging::{LogFormat, is_filter};
+use crate::telemetry::traces::{OtlpEndpoint, OtlpProtocol, SampleShare};
 
 /// What stands where a password is.
 pub(super) const HIDDEN: &str = "[redacted]";
@@ -110,6 +111,7 @@ macro_rules! shown_by_display {
 
 shown_by_display!(SocketAddr, SecretUrl, String, usize, ClientIpSource, CredentialConflict, ErrorFormat);
 shown_by_display!(OnUnavailable, CredentialSource, IdentityHeader, ModelPaths, ScopePaths, Shadow);
+shown_by_display!(OtlpEndpoint, OtlpProtocol, SampleShare);
 
 impl Shown for Listen {
     fn shown(&self) -> String {

@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorizati
 use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
+use tracing::{Instrument, Span};
 
 use super::credentials;
 use super::options::{ClientIpSource, CredentialConflict, CredentialSource};
@@ -17,6 +18,7 @@ use crate::clock;
 use crate::domain::decision::{Decision, Denied};
 use crate::domain::denial::Denial;
 use crate::telemetry::metrics::{CheckLabels, Metrics};
+use crate::telemetry::traces;
 
 /// What an operator chooses about questions.
 #[derive(Debug, Clone)]
@@ -81,6 +83,43 @@ impl CheckService {
     }
 }
 
+/// Envoy's own span first: the caller's is the parent of that one.
+fn span(inbound: Option<&Inbound<'_>>, metadata: &MetadataMap) -> Span {
+    let method = inbound.map(|inbound| inbound.request.method).unwrap_or_default();
+    let of_envoy = metadata.contains_key("traceparent");
+    traces::check(method, |name| {
+        if of_envoy {
+            metadata.get(name).and_then(|value| value.to_str().ok())
+        } else {
+            inbound.and_then(|inbound| inbound.headers.text(name))
+        }
+    })
+}
+
+fn note(span: &Span, checked: &Checked, inbound: Option<&Inbound<'_>>) {
+    if span.is_disabled() {
+        return;
+    }
+    let (decision, reason, key) = match &checked.decision {
+        Decision::Allow(permit) => ("allow", "ok", Some(permit.key().id)),
+        Decision::Anonymous => ("allow", "anonymous", None),
+        Decision::Deny(denied) => {
+            ("deny", denied.reason.code(), denied.candidate.as_ref().map(|candidate| candidate.key.id))
+        }
+        Decision::Unavailable(cause) => ("unavailable", cause.as_str(), None),
+    };
+    span.record("keyward.decision", decision).record("keyward.reason", reason);
+    if let Some(tier) = checked.tier {
+        span.record("keyward.tier", tier.as_str());
+    }
+    if let Some(id) = key {
+        span.record("keyward.key_id", id.get());
+    }
+    if let Some(id) = inbound.and_then(Inbound::request_id) {
+        span.record("keyward.request_id", id);
+    }
+}
+
 fn refused(reason: Denial) -> Checked {
     Checked { decision: Decision::Deny(Denied::unproven(reason)), tier: None }
 }
@@ -91,7 +130,12 @@ impl Authorization for CheckService {
         let started = clock::instant();
         let (metadata, _, check) = request.into_parts();
         let inbound = Inbound::read(&check, &metadata, &self.options.client_ip);
-        let checked = self.decide(inbound.as_ref(), deadline(&metadata, self.options.timeout)).await;
+        let span = span(inbound.as_ref(), &metadata);
+        let checked = self
+            .decide(inbound.as_ref(), deadline(&metadata, self.options.timeout))
+            .instrument(span.clone())
+            .await;
+        note(&span, &checked, inbound.as_ref());
         self.count(&checked, clock::instant().saturating_since(started));
         if let Decision::Unavailable(cause) = &checked.decision {
             tracing::debug!(cause = cause.as_str(), "check could not be decided");

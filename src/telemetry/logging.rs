@@ -2,7 +2,11 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use super::traces::Traces;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,20 +17,23 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging. `filter` is a level or a list such as `info,keyward::cache=debug`; it has been checked by
-/// [`is_filter`]. A second call in one process (tests) changes nothing.
-pub fn start(format: LogFormat, filter: &str) {
+/// Starts logging, and spans where they are exported. `filter` is a level or a list such as `info,keyward::cache=debug`;
+/// it has been checked by [`is_filter`]. A second call in one process (tests) changes nothing.
+pub fn start(format: LogFormat, filter: &str, traces: Option<&Traces>) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     // https://no-color.org: set and not empty.
     let may_color = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer()
         .with_ansi(may_color && std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
-    let _ = match format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    let lines = match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
+    let _ = tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .with(traces.map(Traces::layer))
+        .try_init();
 }
 
 /// Whether the text is a log filter.

@@ -39,6 +39,7 @@ mod stores_admin;
 mod stores_postgres;
 mod stores_sqlite;
 mod support;
+mod traces;
 mod transcript;
 mod truth;
 mod verdicts;
