@@ -140,6 +140,11 @@ impl RecordCache {
         (self.present.len(), self.absent.len())
     }
 
+    /// Most prefixes remembered of each kind.
+    pub fn max_entries(&self) -> u64 {
+        self.present.capacity()
+    }
+
     fn invalidate_where(&self, affected: impl Fn(&Candidate) -> bool) {
         // A fill under way may hold such a candidate under any prefix.
         let _guards = self.bump_all();
