@@ -262,6 +262,22 @@ fn in_the_older_form(text: &str) -> String {
     text.lines().filter(|line| *line != "# EOF").map(line).collect()
 }
 
+fn assert_labels_are_documented(series: &Series) {
+    let page = std::fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    for line in page.lines() {
+        let Some(named) = line.strip_prefix("| `").and_then(|rest| rest.split('`').next()) else { continue };
+        let (name, labels) = named.split_once('{').unwrap_or((named, ""));
+        let documented: BTreeSet<&str> =
+            labels.trim_end_matches('}').split(',').filter(|label| !label.is_empty()).collect();
+        let count = format!("{name}_count");
+        let found = series.get(name).or_else(|| series.get(&count)).unwrap_or_else(|| panic!("no {name}"));
+        assert_eq!(found.keys().map(String::as_str).collect::<BTreeSet<_>>(), documented, "labels of {name}");
+        for (label, values) in found {
+            assert!(values.len() <= 32, "{name}: {label} has {} values", values.len());
+        }
+    }
+}
+
 /// All that can be switched on is on, and has been used.
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_and_dashboard_ask_for_what_a_running_sidecar_has() {
@@ -319,6 +335,7 @@ async fn rules_and_dashboard_ask_for_what_a_running_sidecar_has() {
     let (passed, said) = promtool(&["check", "metrics"], &in_the_older_form(&text));
     assert!(passed && said.trim().is_empty(), "promtool check metrics: {said}");
     let series = series(&text);
+    assert_labels_are_documented(&series);
     let wrong: Vec<String> = all_queries()
         .iter()
         .flat_map(|query| {
@@ -326,6 +343,58 @@ async fn rules_and_dashboard_ask_for_what_a_running_sidecar_has() {
         })
         .collect();
     assert!(wrong.is_empty(), "not in /metrics: {wrong:#?}");
+}
+
+/// What the alerts for the night wait for comes, and goes again.
+#[tokio::test(flavor = "multi_thread")]
+async fn backends_that_fail_are_seen_to_fail_and_to_come_back() {
+    let (mut postgres, redis) = (Postgres::start().await, Redis::start().await);
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "0123456789abcdef0123456789abcdef\n").unwrap();
+    let store = postgres.create_platform().await;
+    let builder = Keyward::new().store(&store).redis(&redis.url(), &secret);
+    let keyward = builder.arg("--lease", "500ms").arg("--outage-grace", "500ms").start().await;
+    let authorizer = Authorizer::connect(keyward.grpc_addr()).await;
+    let mut number = 0;
+    let mut ask_for_unknown = async || {
+        number += 1;
+        let secret = format!("k{number:07}_0123456789");
+        authorizer.check(Check::new("GET", "/v1/models").bearer(&secret).build(Encoding::Raw)).await
+    };
+    let is = async |name, expected: f64| {
+        let value = keyward.metric(name, &[]).await;
+        (value.to_bits() == expected.to_bits()).then_some(())
+    };
+    redis.freeze();
+    let opened = eventually(async || {
+        ask_for_unknown().await;
+        is("keyward_redis_breaker_open", 1.0).await
+    });
+    assert!(opened.await.is_some(), "the breaker stays closed");
+    let failed = async |kind| keyward.count("keyward_redis_failures_total", &[("kind", kind)]).await;
+    assert!(failed("timeout").await + failed("connect_timeout").await >= 1);
+    ask_for_unknown().await;
+    assert!(failed("breaker_open").await >= 1);
+    redis.resume();
+
+    for name in ["keyward_ready", "keyward_store_up", "keyward_change_feed_up"] {
+        assert!(eventually(async || is(name, 1.0).await).await.is_some(), "{name} is not 1 in health");
+    }
+    postgres.kill();
+    for name in ["keyward_store_up", "keyward_change_feed_up", "keyward_ready"] {
+        let fell = eventually(async || {
+            ask_for_unknown().await;
+            is(name, 0.0).await
+        });
+        assert!(fell.await.is_some(), "{name} is not 0 in an outage");
+    }
+    let unavailable = [("decision", "unavailable"), ("reason", "store")];
+    assert!(keyward.count("keyward_checks_total", &unavailable).await >= 1);
+    postgres.start_again().await;
+    for name in ["keyward_store_up", "keyward_change_feed_up", "keyward_ready"] {
+        assert!(eventually(async || is(name, 1.0).await).await.is_some(), "{name} does not come back");
+    }
 }
 
 /// A checker that lets everything pass would be believed.
