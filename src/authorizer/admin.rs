@@ -2,18 +2,21 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::candidates::Candidates;
 use super::freshness::{Freshness, Mode};
+use super::outage::Outage;
 use super::proof::Prover;
 use crate::cache::redis::RedisCache;
 use crate::clock;
 use crate::domain::decision::Tier;
 use crate::store::Store;
 use crate::store::admin::KeySelector;
+use crate::telemetry::gauges::{CacheSizes, PoolUse};
 use crate::telemetry::metrics::{CacheKind, CacheResult, Metrics};
 
 /// All tiers, as an operator sees them.
@@ -28,6 +31,8 @@ pub struct CacheAdmin {
     pub store: Store,
     /// What the change feed has proven.
     pub freshness: Arc<Freshness>,
+    /// Whether the store is silent.
+    pub outage: Arc<Outage>,
     /// The counters.
     pub metrics: Metrics,
 }
@@ -94,8 +99,37 @@ impl CacheAdmin {
 
     /// Sets what is not counted as it happens.
     pub fn refresh_metrics(&self) {
-        let age = self.freshness.lease_age(clock::instant());
-        self.metrics.lease_age.set(age.map_or(-1.0, |age| age.as_secs_f64()));
+        let now = clock::instant();
+        let seconds = |age: Option<Duration>| age.map_or(-1.0, |age| age.as_secs_f64());
+        self.metrics.lease_age.set(seconds(self.freshness.lease_age(now)));
+        let gauges = &self.metrics.gauges;
+        gauges.set_feed_mode(match self.freshness.mode() {
+            Mode::Starting => "starting",
+            Mode::Feed => "feed",
+            Mode::Ttl(_) => "ttl",
+        });
+        gauges.freshness_window.set(self.freshness.window().as_secs_f64());
+        gauges.outage_limit.set(self.freshness.outage_limit().as_secs_f64());
+
+        let answered = self.outage.last_answer();
+        gauges.store_up.set(i64::from(answered.is_some() && !self.outage.is_outage(now)));
+        gauges.store_answer_age.set(seconds(answered.map(|at| now.saturating_since(at))));
+        let pool = self.store.sessions().map_or_else(PoolUse::default, |sessions| PoolUse {
+            idle: sessions.idle,
+            in_use: sessions.in_use,
+            limit: sessions.limit,
+            waiting: sessions.waiting,
+        });
+        gauges.set_pool_use(pool);
+        if let Some(redis) = &self.redis {
+            gauges.redis_connections.set(i64::try_from(redis.status().connections).unwrap_or(i64::MAX));
+        }
+
+        let memory = self.candidates.memory();
+        let (present, absent) = memory.len();
+        let (matches, mismatches) = self.prover.verdicts().len();
+        let limit = memory.max_entries();
+        gauges.set_cache_sizes(CacheSizes { present, absent, matches, mismatches, limit });
     }
 
     /// Hits, misses and sizes by cache and tier, and the state of the backends.

@@ -35,7 +35,10 @@ struct Job {
 impl BcryptPool {
     /// Starts `threads` threads.
     pub fn start(threads: usize, metrics: Metrics) -> std::io::Result<Self> {
-        let (queue, jobs) = sync_channel(threads.saturating_mul(QUEUE_PER_THREAD));
+        let limit = threads.saturating_mul(QUEUE_PER_THREAD);
+        let (queue, jobs) = sync_channel(limit);
+        metrics.bcrypt_threads.set(i64::try_from(threads).unwrap_or(i64::MAX));
+        metrics.bcrypt_queue_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
         let jobs = Arc::new(Mutex::new(jobs));
         for number in 0..threads {
             let (jobs, metrics) = (Arc::clone(&jobs), metrics.clone());
@@ -70,11 +73,13 @@ fn verify_next(jobs: &Mutex<Receiver<Job>>, metrics: &Metrics) -> Option<()> {
         let _ = job.answer.send(Ok(Verdict::Mismatch));
         return Some(());
     };
+    metrics.bcrypt_busy_threads.inc();
     let started = clock::instant();
     // The crate has panicked on odd hashes before (RUSTSEC-2026-0199); ours are checked, but a panic must cost one
     // request and not the thread.
     let compared =
         catch_unwind(AssertUnwindSafe(|| bcrypt::verify(job.key.expose_secret(), hash.expose_secret())));
+    metrics.bcrypt_busy_threads.dec();
     metrics.bcrypt_computed.inc();
     metrics.bcrypt_duration.observe(clock::instant().saturating_since(started).as_secs_f64());
     let verdict = match compared {

@@ -305,7 +305,10 @@ impl Candidates {
     }
 
     async fn query(&self, prefix: &KeyPrefix) -> Result<Reading, Cause> {
+        let began = clock::instant();
         let answer = self.store.candidates(prefix).instrument(traces::store()).await;
+        let took = clock::instant().saturating_since(began);
+        self.metrics.store_query_duration.observe(took.as_secs_f64());
         self.count(
             Tier::Store,
             match &answer {

@@ -60,7 +60,8 @@ impl Outage {
         }
     }
 
-    fn is_outage(&self, now: Instant) -> bool {
+    /// Whether the store is known to be silent, whoever may try it next.
+    pub fn is_outage(&self, now: Instant) -> bool {
         let last_answer = Instant::from_nanoseconds(self.last_answer.load(Ordering::Relaxed));
         self.failures.load(Ordering::Relaxed) >= FAILURES && now.saturating_since(last_answer) > SILENCE
     }

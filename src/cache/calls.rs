@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::counter::Counter;
 use redis::aio::ConnectionLike as _;
 use redis::{Cmd, FromRedisValue, Pipeline, Value};
 use tokio::time::{Instant as Deadline, timeout_at};
@@ -11,6 +11,7 @@ use tokio::time::{Instant as Deadline, timeout_at};
 use super::breaker::{BreakerState, CallOutcome, Leave, SharedBreaker, Transition};
 use super::links::{FailureKind, Links};
 use crate::clock;
+use crate::telemetry::metrics::{FailureLabels, Metrics};
 
 /// Time limit of each round trip that an operator waits for, and no check.
 const OPERATOR_TIMEOUT: Duration = Duration::from_secs(2);
@@ -21,8 +22,9 @@ pub(super) struct Calls {
     /// Of one round trip, waiting for a connection included.
     timeout: Duration,
     breaker: SharedBreaker,
-    /// `keyward_redis_breaker_open`
-    breaker_open: Gauge,
+    metrics: Metrics,
+    /// `keyward_redis_failures_total` of those calls that cost nothing: they come as fast as checks do.
+    left_alone: Counter,
     /// For `/stats`.
     last_error: Mutex<Option<FailureKind>>,
 }
@@ -50,9 +52,12 @@ impl Duty {
 }
 
 impl Calls {
-    pub(super) fn new(links: Links, timeout: Duration, breaker_open: Gauge) -> Self {
-        breaker_open.set(0);
-        Self { links, timeout, breaker: SharedBreaker::default(), breaker_open, last_error: Mutex::new(None) }
+    pub(super) fn new(links: Links, timeout: Duration, metrics: Metrics) -> Self {
+        metrics.gauges.redis_enabled.set(1);
+        let left_alone = FailureLabels { kind: FailureKind::LeftAlone.as_str() };
+        let left_alone = metrics.redis_failures.get_or_create_owned(&left_alone);
+        let (breaker, last_error) = (SharedBreaker::default(), Mutex::new(None));
+        Self { links, timeout, breaker, metrics, left_alone, last_error }
     }
 
     pub(super) fn breaker(&self) -> BreakerState {
@@ -70,9 +75,14 @@ impl Calls {
 
     /// One round trip under the breaker and the time limit: one reply per command, errors among them.
     pub(super) async fn call(&self, request: &Pipeline, duty: Duty) -> Result<Vec<Value>, FailureKind> {
-        let leave = self.breaker.ask(clock::instant()).ok_or(FailureKind::LeftAlone)?;
+        let began = clock::instant();
+        let Some(leave) = self.breaker.ask(began) else {
+            self.left_alone.inc();
+            return Err(FailureKind::LeftAlone);
+        };
         let call = Call { calls: self, leave: Some(leave) };
         let replies = self.round_trip(request, duty).await;
+        self.metrics.redis_duration.observe(clock::instant().saturating_since(began).as_secs_f64());
         let failure = match &replies {
             Err(kind) => Some(*kind),
             Ok(replies) => match duty {
@@ -126,8 +136,9 @@ impl Calls {
         }
     }
 
-    /// Remembers why a call failed, for `/stats`.
+    /// Counts and remembers why a call failed, for `/stats`.
     pub(super) fn remember(&self, kind: FailureKind) {
+        self.metrics.redis_failures.get_or_create(&FailureLabels { kind: kind.as_str() }).inc();
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(kind);
     }
 }
@@ -151,12 +162,12 @@ impl Call<'_> {
         let Some(leave) = self.leave.take() else { return };
         match self.calls.breaker.report(leave, outcome, clock::instant()) {
             Some(Transition::Opened) => {
-                self.calls.breaker_open.set(1);
+                self.calls.metrics.redis_breaker_open.set(1);
                 let error = failure.map(FailureKind::as_str);
                 tracing::warn!(error, "Redis is left alone: it fails; cold keys go to the store");
             }
             Some(Transition::Closed) => {
-                self.calls.breaker_open.set(0);
+                self.calls.metrics.redis_breaker_open.set(0);
                 tracing::info!("Redis answers again and is used");
             }
             None => {}

@@ -288,3 +288,24 @@ where
         MultiplexedConnection::new_with_config(login, Rationed::new(stream), config).await?;
     Ok(Up { connection, _driver: Some(AbortOnDropHandle::new(tokio::spawn(driver))) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::labels::REDIS_FAILURES;
+
+    #[test]
+    fn every_kind_of_failure_has_a_series_from_the_start() {
+        let kinds = [
+            FailureKind::LeftAlone,
+            FailureKind::ConnectTimeout,
+            FailureKind::Connect,
+            FailureKind::Login,
+            FailureKind::Timeout,
+            FailureKind::Dropped,
+            FailureKind::Protocol,
+            FailureKind::Refused,
+        ];
+        assert_eq!(kinds.map(FailureKind::as_str), REDIS_FAILURES);
+    }
+}

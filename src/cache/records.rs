@@ -140,6 +140,11 @@ impl RecordCache {
         (self.present.len(), self.absent.len())
     }
 
+    /// Most prefixes remembered of each kind.
+    pub fn max_entries(&self) -> u64 {
+        self.present.capacity()
+    }
+
     fn invalidate_where(&self, affected: impl Fn(&Candidate) -> bool) {
         // A fill under way may hold such a candidate under any prefix.
         let _guards = self.bump_all();
@@ -276,5 +281,20 @@ mod tests {
         assert_eq!(present, 1);
         assert!(absent <= 1_000, "{absent}");
         assert!(matches!(get(&cache, "kw_aaaaa", at(1)), Remembered::Fresh(_)));
+    }
+
+    /// Alert rules compare the two.
+    #[test]
+    fn a_full_cache_can_be_told_by_its_size() {
+        let cache = RecordCache::new(5000);
+        for number in 0..50_000 {
+            let prefix = prefix(&format!("kw_{number:05}"));
+            let ticket = cache.begin_fill(&prefix);
+            cache.fill(prefix, &ticket, records(10));
+        }
+        let (present, _) = cache.len();
+        let limit = usize::try_from(cache.max_entries()).unwrap();
+        assert!((4500..=5500).contains(&limit), "{limit}");
+        assert!(present <= limit && present * 100 > limit * 97, "{present} of {limit}");
     }
 }

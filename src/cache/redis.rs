@@ -154,7 +154,7 @@ impl RedisCache {
     pub fn open(options: RedisOptions, metrics: Metrics) -> Result<Self, RedisSetupError> {
         let links = Links::new(options.url.client()?, options.connections);
         Ok(Self {
-            calls: Calls::new(links, options.timeout, metrics.redis_breaker_open.clone()),
+            calls: Calls::new(links, options.timeout, metrics.clone()),
             secrets: Arc::new(options.secrets),
             metrics,
             rejections: Rejections::default(),

@@ -141,8 +141,10 @@ impl Parts {
             redis,
             store: store.clone(),
             freshness: Arc::clone(&freshness),
+            outage: Arc::clone(&outage),
             metrics: metrics.clone(),
         };
+        metrics.gauges.canary_enabled.set(i64::from(settings.canary && serves));
         let canary = if settings.canary && serves {
             let (new_key, presented) = canary_key(settings.key_prefix_length).map_err(Failure::usage)?;
             Some(Canary {

@@ -61,6 +61,8 @@ async fn readyz(State(state): State<Arc<AdminState>>) -> Response {
 
 async fn metrics(State(state): State<Arc<AdminState>>) -> Response {
     state.caches.refresh_metrics();
+    let is_ready = state.readiness.check(clock::instant()).is_ok();
+    state.caches.metrics.gauges.ready.set(i64::from(is_ready));
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &state.registry) {
         Ok(()) => {

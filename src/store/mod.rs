@@ -101,6 +101,19 @@ pub struct Reading {
     pub stamp: Option<Stamp>,
 }
 
+/// How the sessions with Postgres are used at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sessions {
+    /// Lent to nobody.
+    pub idle: usize,
+    /// Lent.
+    pub in_use: usize,
+    /// Most of them.
+    pub limit: usize,
+    /// Questions that wait for one.
+    pub waiting: usize,
+}
+
 /// Calls the same function on either store.
 macro_rules! either {
     ($self:ident, $store:ident => $call:expr) => {
@@ -133,6 +146,14 @@ impl Store {
         match self.backend {
             Backend::Postgres(_) => "postgres",
             Backend::Sqlite(_) => "sqlite",
+        }
+    }
+
+    /// How the sessions are used; `None` for SQLite, which has one that reads and one that writes.
+    pub fn sessions(&self) -> Option<Sessions> {
+        match &self.backend {
+            Backend::Postgres(store) => Some(store.sessions()),
+            Backend::Sqlite(_) => None,
         }
     }
 

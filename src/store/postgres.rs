@@ -20,7 +20,6 @@ use crate::domain::record::KeyId;
 use crate::domain::row::CandidateRow;
 use crate::domain::time::Timestamp;
 
-use super::Reading;
 use super::catalogue::{Catalogue, TABLES};
 use super::error::StoreError;
 use super::incarnation;
@@ -28,6 +27,7 @@ use super::postgres_connect::{HOST_TIMEOUT, PrimaryFirst};
 use super::postgres_tls;
 use super::select::{Cells, Dialect, candidate_row, candidates_sql, settle};
 use super::url::PostgresTarget;
+use super::{Reading, Sessions};
 
 /// The sessions and what is known of the tables.
 pub(super) struct PostgresStore {
@@ -75,6 +75,17 @@ impl PostgresStore {
             .map_err(StoreError::unavailable)?;
         let config = target.config.clone();
         Ok(Self { pool, config, tls, create_timeout, query_timeout, plan: RwLock::new(None) })
+    }
+
+    /// How the pool is used now.
+    pub(super) fn sessions(&self) -> Sessions {
+        let status = self.pool.status();
+        Sessions {
+            idle: status.available,
+            in_use: status.size.saturating_sub(status.available),
+            limit: status.max_size,
+            waiting: status.waiting,
+        }
     }
 
     /// Connects to the primary, outside the pool, under a name of its own for `pg_stat_activity`.

@@ -3,98 +3,21 @@
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use super::gauges::Gauges;
+use super::labels::{CAUSES, REDIS_FAILURES, SHADOW_REASONS};
+use super::process::Process;
 use crate::domain::decision::Tier;
+use crate::domain::denial::Denial;
 
-/// What was looked up in a cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CacheKind {
-    /// Prefix to candidates.
-    Record,
-    /// Key and hash to verdict.
-    Verdict,
-}
-
-/// How a look-up ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CacheResult {
-    /// Found.
-    Hit,
-    /// Not known.
-    Miss,
-    /// Known not to exist.
-    Absent,
-    /// Found, but the seal or the form was wrong: counted and treated as a miss.
-    Rejected,
-    /// The tier did not answer in time or answered with an error.
-    Error,
-}
-
-/// How a check ended.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CheckLabels {
-    /// `allow`, `deny` or `unavailable`
-    pub decision: &'static str,
-    /// `ok`, `anonymous`, a denial code, or the cause of an `unavailable`
-    pub reason: &'static str,
-}
-
-/// Which cache, where, and what came of it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CacheLabels {
-    /// `record` or `verdict`
-    pub cache: CacheKind,
-    /// `memory`, `redis` or `store`
-    pub tier: Tier,
-    /// `hit`, `miss`, `absent`, `rejected` or `error`
-    pub result: CacheResult,
-}
-
-/// Where the record of a check came from.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct TierLabels {
-    /// `memory`, `redis`, `store`, or `none` where no record was looked up
-    pub tier: &'static str,
-}
-
-/// What would have been denied.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ShadowLabels {
-    /// A denial code.
-    pub reason: &'static str,
-}
-
-/// Which program is running.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct BuildLabels {
-    /// The package's version.
-    pub version: &'static str,
-}
-
-macro_rules! label_value {
-    ($type:ty, $($variant:pat => $word:expr),+ $(,)?) => {
-        impl EncodeLabelValue for $type {
-            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-                let word: &str = match self { $($variant => $word),+ };
-                word.encode(encoder)
-            }
-        }
-    };
-}
-
-label_value!(CacheKind, Self::Record => "record", Self::Verdict => "verdict");
-label_value!(
-    CacheResult,
-    Self::Hit => "hit", Self::Miss => "miss", Self::Absent => "absent",
-    Self::Rejected => "rejected", Self::Error => "error",
-);
-label_value!(Tier, tier => tier.as_str());
+pub use super::labels::{
+    BuildLabels, CacheKind, CacheLabels, CacheResult, CheckLabels, FailureLabels, ShadowLabels, TierLabels,
+};
 
 /// The handles. Cloning shares them.
 ///
@@ -123,8 +46,20 @@ pub struct Metrics {
     pub bcrypt_computed: Counter,
     /// `keyward_bcrypt_queue_depth`
     pub bcrypt_queue_depth: Gauge,
+    /// `keyward_bcrypt_queue_limit`
+    pub bcrypt_queue_limit: Gauge,
+    /// `keyward_bcrypt_threads`
+    pub bcrypt_threads: Gauge,
+    /// `keyward_bcrypt_busy_threads`
+    pub bcrypt_busy_threads: Gauge,
+    /// `keyward_store_query_duration_seconds`
+    pub store_query_duration: Histogram,
     /// `keyward_redis_breaker_open`
     pub redis_breaker_open: Gauge,
+    /// `keyward_redis_duration_seconds`
+    pub redis_duration: Histogram,
+    /// `keyward_redis_failures_total`
+    pub redis_failures: Family<FailureLabels, Counter>,
     /// `keyward_invalid_rows_total`
     pub invalid_rows: Counter,
     /// `keyward_last_used_writes_total`
@@ -149,6 +84,8 @@ pub struct Metrics {
     pub deny_list_entries: Gauge,
     /// `keyward_deny_list_reload_failed`
     pub deny_list_reload_failed: Gauge,
+    /// What is set when it is asked for.
+    pub gauges: Gauges,
     build_info: Family<BuildLabels, Gauge<i64, AtomicI64>>,
 }
 
@@ -204,16 +141,7 @@ impl ByResult {
     }
 }
 
-/// What rules of policy say; there from the start, at zero, so that "none" can be told from "not asked".
-const SHADOW_REASONS: [&str; 6] = [
-    "ip_not_allowed",
-    "endpoint_not_allowed",
-    "ambiguous_request",
-    "scope_missing",
-    "model_not_allowed",
-    "insufficient_quota",
-];
-
+/// For checks, and for what they wait for.
 fn check_buckets() -> Histogram {
     // 50 µs to 1.6 s: the steps double.
     Histogram::new(exponential_buckets(0.000_05, 2.0, 16))
@@ -229,6 +157,13 @@ impl Metrics {
     pub fn new() -> Self {
         let checks = Family::<CheckLabels, Counter>::default();
         let checks_allowed = checks.get_or_create_owned(&CheckLabels { decision: "allow", reason: "ok" });
+        // From the start and at zero: a rate can't see the first event of a series that comes with it.
+        let denials = Denial::ALL.map(|denial| CheckLabels { decision: "deny", reason: denial.code() });
+        let causes = CAUSES.map(|cause| CheckLabels { decision: "unavailable", reason: cause.as_str() });
+        let anonymous = CheckLabels { decision: "allow", reason: "anonymous" };
+        for labels in denials.iter().chain(&causes).chain([&anonymous]) {
+            let _ = checks.get_or_create(labels);
+        }
         let check_duration: Family<TierLabels, Histogram, fn() -> Histogram> =
             Family::new_with_constructor(check_buckets);
         let duration = |tier| check_duration.get_or_create_owned(&TierLabels { tier });
@@ -243,6 +178,10 @@ impl Metrics {
         let shadow_denials = Family::<ShadowLabels, Counter>::default();
         for reason in SHADOW_REASONS {
             let _ = shadow_denials.get_or_create(&ShadowLabels { reason });
+        }
+        let redis_failures = Family::<FailureLabels, Counter>::default();
+        for kind in REDIS_FAILURES {
+            let _ = redis_failures.get_or_create(&FailureLabels { kind });
         }
         let build_info = Family::<BuildLabels, Gauge<i64, AtomicI64>>::default();
         build_info.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
@@ -259,7 +198,13 @@ impl Metrics {
             bcrypt_duration: Histogram::new(exponential_buckets(0.001, 2.0, 12)),
             bcrypt_computed: Counter::default(),
             bcrypt_queue_depth: Gauge::default(),
+            bcrypt_queue_limit: Gauge::default(),
+            bcrypt_threads: Gauge::default(),
+            bcrypt_busy_threads: Gauge::default(),
+            store_query_duration: check_buckets(),
             redis_breaker_open: Gauge::default(),
+            redis_duration: check_buckets(),
+            redis_failures,
             invalid_rows: Counter::default(),
             last_used_writes: Counter::default(),
             last_used_dropped: Counter::default(),
@@ -272,6 +217,7 @@ impl Metrics {
             lease_age: Gauge::default(),
             deny_list_entries: Gauge::default(),
             deny_list_reload_failed: Gauge::default(),
+            gauges: Gauges::new(),
             build_info,
         }
     }
@@ -318,7 +264,10 @@ impl Metrics {
 
     /// The registry that `/metrics` prints. Names carry their unit; counters get `_total` from the encoder.
     pub fn registry(&self) -> Registry {
-        let mut registry = Registry::with_prefix("keyward");
+        let mut root = Registry::default();
+        // Under the names that everybody's dashboards know.
+        root.register_collector(Box::new(Process::new()));
+        let registry = root.sub_registry_with_prefix("keyward");
         registry.register("checks", "Checks by decision and reason", self.checks.clone());
         registry.register(
             "check_duration_seconds",
@@ -335,21 +284,7 @@ impl Metrics {
             "Allowed requests that a rule in shadow mode would have denied, by reason",
             self.shadow_denials.clone(),
         );
-        registry.register(
-            "bcrypt_duration_seconds",
-            "Time of one bcrypt comparison",
-            self.bcrypt_duration.clone(),
-        );
-        registry.register(
-            "bcrypt_queue_depth",
-            "Verifications that wait for a thread",
-            self.bcrypt_queue_depth.clone(),
-        );
-        registry.register(
-            "redis_breaker_open",
-            "1 while Redis is left alone",
-            self.redis_breaker_open.clone(),
-        );
+        self.register_backends(registry);
         registry.register(
             "invalid_rows",
             "Key rows read with a hash or a restriction that can't be used",
@@ -403,7 +338,57 @@ impl Metrics {
             self.deny_list_reload_failed.clone(),
         );
         registry.register("build_info", "The running version", self.build_info.clone());
-        registry
+        self.gauges.register(registry);
+        root
+    }
+
+    /// What a check may wait for.
+    fn register_backends(&self, registry: &mut Registry) {
+        registry.register(
+            "bcrypt_duration_seconds",
+            "Time of one bcrypt comparison",
+            self.bcrypt_duration.clone(),
+        );
+        registry.register(
+            "bcrypt_queue_depth",
+            "Verifications that wait for a thread",
+            self.bcrypt_queue_depth.clone(),
+        );
+        registry.register(
+            "bcrypt_queue_limit",
+            "Verifications that may wait; one more is answered with unavailable",
+            self.bcrypt_queue_limit.clone(),
+        );
+        registry.register(
+            "bcrypt_threads",
+            "Threads that compute bcrypt (--verify-threads)",
+            self.bcrypt_threads.clone(),
+        );
+        registry.register(
+            "bcrypt_busy_threads",
+            "Threads that are computing bcrypt now",
+            self.bcrypt_busy_threads.clone(),
+        );
+        registry.register(
+            "store_query_duration_seconds",
+            "Time of one look-up in the store, waiting for a session included, failures too",
+            self.store_query_duration.clone(),
+        );
+        registry.register(
+            "redis_breaker_open",
+            "1 while Redis is left alone",
+            self.redis_breaker_open.clone(),
+        );
+        registry.register(
+            "redis_duration_seconds",
+            "Time of one round trip to Redis, waiting for a connection included, failures too",
+            self.redis_duration.clone(),
+        );
+        registry.register(
+            "redis_failures",
+            "Round trips to Redis that failed, by kind",
+            self.redis_failures.clone(),
+        );
     }
 }
 

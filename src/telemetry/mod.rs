@@ -1,6 +1,9 @@
 //! Metrics and logs: a leaf that may name domain enums as labels and nothing else.
 
+pub mod gauges;
+pub mod labels;
 pub mod logging;
 pub mod metrics;
 mod post;
+mod process;
 pub mod traces;

@@ -25,6 +25,7 @@ mod house;
 mod key_life;
 mod lifecycle;
 mod models;
+mod monitoring;
 mod path;
 mod policy_oracle;
 mod postgres_serve;

@@ -56,8 +56,8 @@ impl Collector {
 
     fn take(&self, request: ExportTraceServiceRequest) {
         for resource in request.resource_spans {
-            let attributes = resource.resource.into_iter().flat_map(|resource| resource.attributes);
-            let service = attributes.filter(|attribute| attribute.key == "service.name").next_back();
+            let mut attributes = resource.resource.into_iter().flat_map(|resource| resource.attributes);
+            let service = attributes.find(|attribute| attribute.key == "service.name");
             let service = text(service.and_then(|service| service.value).as_ref());
             let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
             self.spans.lock().unwrap().extend(spans.map(|span| (service.clone(), span)));
