@@ -55,6 +55,8 @@ fn other_text(setting: &Setting) -> &'static str {
         "max-check-bytes" => "4096",
         "log-format" => "json",
         "log-level" => "debug",
+        "decision-log" => "stdout",
+        "decision-log-sample" => "0.5%",
         other => panic!("a setting without a test value: {other}"),
     }
 }

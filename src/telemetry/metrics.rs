@@ -70,6 +70,13 @@ pub struct ShadowLabels {
     pub reason: &'static str,
 }
 
+/// How a reload ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReloadLabels {
+    /// `ok` or `failed`
+    pub result: &'static str,
+}
+
 /// Which program is running.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct BuildLabels {
@@ -149,6 +156,10 @@ pub struct Metrics {
     pub deny_list_entries: Gauge,
     /// `keyward_deny_list_reload_failed`
     pub deny_list_reload_failed: Gauge,
+    /// `keyward_decision_log_dropped_total`
+    pub decision_log_dropped: Counter,
+    /// `keyward_reloads_total`
+    reloads: Family<ReloadLabels, Counter>,
     build_info: Family<BuildLabels, Gauge<i64, AtomicI64>>,
 }
 
@@ -244,6 +255,10 @@ impl Metrics {
         for reason in SHADOW_REASONS {
             let _ = shadow_denials.get_or_create(&ShadowLabels { reason });
         }
+        let reloads = Family::<ReloadLabels, Counter>::default();
+        for result in ["ok", "failed"] {
+            let _ = reloads.get_or_create(&ReloadLabels { result });
+        }
         let build_info = Family::<BuildLabels, Gauge<i64, AtomicI64>>::default();
         build_info.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
         Self {
@@ -272,6 +287,8 @@ impl Metrics {
             lease_age: Gauge::default(),
             deny_list_entries: Gauge::default(),
             deny_list_reload_failed: Gauge::default(),
+            decision_log_dropped: Counter::default(),
+            reloads,
             build_info,
         }
     }
@@ -296,6 +313,12 @@ impl Metrics {
     /// Counts one request that a rule in shadow mode would have denied.
     pub fn count_shadow_denial(&self, reason: &'static str) {
         self.shadow_denials.get_or_create(&ShadowLabels { reason }).inc();
+    }
+
+    /// Counts one reload (SIGHUP).
+    pub fn count_reload(&self, is_ok: bool) {
+        let result = if is_ok { "ok" } else { "failed" };
+        self.reloads.get_or_create(&ReloadLabels { result }).inc();
     }
 
     /// Counts one look-up.
@@ -402,6 +425,12 @@ impl Metrics {
             "1 while the deny file can't be used and its last good version is in force",
             self.deny_list_reload_failed.clone(),
         );
+        registry.register(
+            "decision_log_dropped",
+            "Lines of the decision log that were not written",
+            self.decision_log_dropped.clone(),
+        );
+        registry.register("reloads", "Reloads by SIGHUP, by result", self.reloads.clone());
         registry.register("build_info", "The running version", self.build_info.clone());
         registry
     }
