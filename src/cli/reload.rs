@@ -8,6 +8,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use serde_json::Value;
 use tokio::signal::unix::Signal;
+use tokio::task::spawn_blocking;
 
 use super::flags::{AllSettings, SettingFlags};
 use super::serve::shown;
@@ -49,7 +50,7 @@ impl Reloading {
     /// What could not be reloaded, and why.
     async fn reload(&mut self) -> Vec<String> {
         let mut failures = Vec::new();
-        if let Err(failure) = self.reload_settings() {
+        if let Err(failure) = self.reload_settings().await {
             failures.push(failure);
         }
         if let Some(trouble) = self.deny.reload().await {
@@ -63,8 +64,11 @@ impl Reloading {
         failures
     }
 
-    fn reload_settings(&mut self) -> Result<(), String> {
-        let new = self.flags.reload().map_err(|mistakes| mistakes.lines().join("; "))?.settings;
+    async fn reload_settings(&mut self) -> Result<(), String> {
+        let flags = self.flags.clone();
+        // A slow disk is not to keep checks waiting.
+        let loaded = spawn_blocking(move || flags.reload()).await.map_err(|error| error.to_string())?;
+        let new = loaded.map_err(|mistakes| mistakes.lines().join("; "))?.settings;
         if new.log_level != self.in_force.log_level {
             if !self.level.set(&new.log_level) {
                 return Err("the log level could not be changed".to_owned());

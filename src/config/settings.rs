@@ -278,7 +278,7 @@ settings! {
 
     /// Where one JSON line a decision goes: off, stdout, or a file that is appended to (mode 0600 where it is made, opened
     /// anew on SIGHUP). Lines that nobody takes are dropped and counted; no check waits for them.
-    "decision-log"("off|stdout|FILE", Plain) => decision_log: Option<Target> = "off",
+    "decision-log"("stdout|FILE|off", Plain) => decision_log: Option<Target> = "off",
         |text| values::optional(text, values::parsed);
 
     /// Which decisions the decision log has: all, denials, or a share of the allowed requests such as 1% or 0.1%.

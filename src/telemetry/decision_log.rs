@@ -59,7 +59,8 @@ impl FromStr for Target {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "" => Err("off, stdout or the path of a file".to_owned()),
+            // Nobody who writes such a word means a file of that name.
+            "" | "on" | "true" | "false" | "stderr" => Err("off, stdout or the path of a file".to_owned()),
             "stdout" => Ok(Self::Stdout),
             path => Ok(Self::File(PathBuf::from(path))),
         }
@@ -361,6 +362,15 @@ mod tests {
         }
         for text in ["", "%", "0%", "101%", "1", "-1%", "1.%", ".5%", "0.00001%", "1,5%", "none", "1e1%"] {
             assert!(text.parse::<Sample>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn words_that_are_no_files_are_refused() {
+        assert_eq!("stdout".parse(), Ok(Target::Stdout));
+        assert_eq!("./on".parse(), Ok(Target::File("./on".into())));
+        for word in ["", "on", "true", "stderr"] {
+            assert!(word.parse::<Target>().is_err(), "{word}");
         }
     }
 
