@@ -214,6 +214,16 @@ impl DenyControl {
         }
     }
 
+    /// Reads the file now, if it has changed. Why it is not in force as it is, where it is not.
+    pub async fn reload(self: &Arc<Self>) -> Option<String> {
+        let control = Arc::clone(self);
+        let looking = spawn_blocking(move || control.look());
+        match tokio::time::timeout(FILE_LIMIT, looking).await {
+            Ok(_) => self.lists().trouble.clone(),
+            Err(_) => Some("it could not be read in time".to_owned()),
+        }
+    }
+
     fn write(&self, entry: &DenyEntry) -> Persistence {
         let Some(WatchedFile { file, known }) = &self.file else {
             return Persistence::Memory("there is no --deny-file".to_owned());

@@ -87,8 +87,7 @@ pub(super) struct SettingFlags<S> {
 impl<S: Selection> SettingFlags<S> {
     /// Reads all layers, with this process's environment.
     pub(super) fn load(self) -> Result<Loaded, Mistakes> {
-        let environment = std::env::vars_os().collect();
-        let loaded = load(Given { file: self.file, flags: self.flags, environment })?;
+        let loaded = self.reload()?;
         for name in &loaded.ignored {
             note(&format!("note: the environment variable {name} is no setting of keyward and is ignored"));
         }
@@ -99,6 +98,12 @@ impl<S: Selection> SettingFlags<S> {
             ));
         }
         Ok(loaded)
+    }
+
+    /// The same anew, without the notes: what can have changed is the file.
+    pub(super) fn reload(&self) -> Result<Loaded, Mistakes> {
+        let environment = std::env::vars_os().collect();
+        load(Given { file: self.file.clone(), flags: self.flags.clone(), environment })
     }
 
     fn selected() -> impl Iterator<Item = &'static Setting> {

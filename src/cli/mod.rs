@@ -16,6 +16,7 @@ mod manual;
 mod migrate;
 mod output;
 mod parts;
+mod reload;
 mod secret;
 mod serve;
 mod store;
@@ -109,7 +110,7 @@ impl Cli {
     /// Runs the command to its end.
     pub fn run(self) -> Result<Exit, Failure> {
         match self.command {
-            Command::Serve { settings } => serve::run(&settings.load()?.settings),
+            Command::Serve { settings } => serve::run(settings),
             Command::Migrate(command) => command.run(),
             Command::User { command } => command.run(),
             Command::Key { command } => command.run(),

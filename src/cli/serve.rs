@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::AuthorizationServer;
 use serde_json::{Map, Value};
 use tokio::net::TcpListener;
@@ -16,26 +17,35 @@ use tonic::transport::server::{Router, TcpIncoming};
 use tonic_health::ServingStatus;
 
 use super::failure::{Exit, Failure};
+use super::flags::{AllSettings, SettingFlags};
 use super::parts::{Parts, Purpose};
+use super::reload::Reloading;
+use crate::authorizer::Authorizer;
 use crate::config::{Listen, Setting, Settings};
+use crate::domain::key_format::KeyForm;
 use crate::server::admin::{AdminState, router};
+use crate::server::decisions::DecisionRecorder;
 use crate::server::explain::Explainer;
 use crate::server::grpc::{CheckOptions, CheckService};
 use crate::server::listen;
 use crate::server::readiness::Readiness;
 use crate::server::response::{Responder, ResponseOptions};
 use crate::server::watch::{StoreWatch, set_health};
-use crate::telemetry::logging;
+use crate::telemetry::decision_log::DecisionLog;
+use crate::telemetry::logging::{self, Level};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Traces;
 
 /// What the last answers and writes may take after the drain delay.
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
+/// What a reader of the decision log may take for its last lines.
+const LAST_LINES_LIMIT: Duration = Duration::from_secs(1);
 /// Checks that one connection may have open: Envoy opens that many.
 const MAX_CONCURRENT_STREAMS: u32 = 1024;
 
 /// Runs the sidecar until it is told to stop.
-pub(super) fn run(settings: &Settings) -> Result<Exit, Failure> {
+pub(super) fn run(flags: SettingFlags<AllSettings>) -> Result<Exit, Failure> {
+    let settings = &flags.clone().load()?.settings;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(settings.worker_threads)
         .thread_name("keyward")
@@ -48,9 +58,9 @@ pub(super) fn run(settings: &Settings) -> Result<Exit, Failure> {
             .context("export spans (--otlp-endpoint)")
             .map_err(Failure::usage)?
     };
-    logging::start(settings.log_format, &settings.log_level, traces.as_ref());
+    let level = logging::start(settings.log_format, &settings.log_level, traces.as_ref());
     runtime.block_on(async {
-        let served = serve(settings).await;
+        let served = serve(settings, flags, level).await;
         if let Some(traces) = traces {
             traces.finish(FINISH_LIMIT).await;
         }
@@ -59,8 +69,9 @@ pub(super) fn run(settings: &Settings) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-async fn serve(settings: &Settings) -> Result<(), Failure> {
+async fn serve(settings: &Settings, flags: SettingFlags<AllSettings>, level: Level) -> Result<(), Failure> {
     let metrics = Metrics::new();
+    let decision_log = open_decision_log(settings, &metrics).await?;
     let parts = Parts::build(settings, &metrics, Purpose::Serve).await?;
     let readiness = Arc::new(Readiness::new(Arc::clone(&parts.freshness), Arc::clone(&parts.outage)));
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -68,26 +79,27 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
 
     let explainer =
         Explainer::new(Arc::clone(&parts.authorizer), responder(settings), settings.check_timeout);
-    let checks =
-        CheckService::new(parts.authorizer, responder(settings), check_options(settings), metrics.clone());
+    let checks = check_service(settings, parts.authorizer, decision_log.clone(), &metrics);
     let checks = AuthorizationServer::new(checks).max_decoding_message_size(settings.max_check_bytes);
     let grpc = Server::builder()
         .max_concurrent_streams(Some(MAX_CONCURRENT_STREAMS))
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .add_service(health_service)
         .add_service(checks);
+    let shown = Arc::new(ArcSwap::from_pointee(shown(settings)));
     let admin = router(AdminState {
         caches: parts.caches,
         deny: Arc::clone(&parts.deny),
         explainer,
         registry: metrics.registry(),
         readiness: Arc::clone(&readiness),
-        settings: shown(settings),
+        settings: Arc::clone(&shown),
     });
 
     // Before anybody can be served, so that nobody is cut off by a signal that nobody listens for.
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
     let stop = CancellationToken::new();
     let mut doors = JoinSet::new();
     open_grpc(&mut doors, grpc, &settings.grpc_listen, stop.clone()).await.map_err(Failure::usage)?;
@@ -96,6 +108,16 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
     let admin_listener = admin_listener.map_err(Failure::usage)?;
     open_admin(&mut doors, admin, admin_listener, stop.clone());
 
+    let reloading = Reloading {
+        flags,
+        in_force: settings.clone(),
+        shown,
+        level,
+        deny: Arc::clone(&parts.deny),
+        decision_log: decision_log.clone(),
+        metrics: metrics.clone(),
+    };
+    let reloading = tokio::spawn(reloading.follow(hangup));
     let stop_writing = CancellationToken::new();
     let writer = tokio::spawn(parts.uses.run(stop_writing.clone()));
     let watching_file = tokio::spawn(parts.deny.watch());
@@ -144,6 +166,8 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
     // Not before the last answer: a revocation and a denial have to hold for that one too.
     following.abort();
     watching_file.abort();
+    reloading.abort();
+    write_last_lines(decision_log.as_deref()).await;
     stop_writing.cancel();
     let _ = writer.await;
     parts.background.finish(FINISH_LIMIT).await;
@@ -155,7 +179,7 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
 }
 
 /// What `/config` prints: every setting as text, secrets hidden.
-fn shown(settings: &Settings) -> Value {
+pub(super) fn shown(settings: &Settings) -> Value {
     let named = |(setting, value): (&Setting, String)| (setting.flag.to_owned(), Value::from(value));
     Value::Object(settings.shown().into_iter().map(named).collect::<Map<_, _>>())
 }
@@ -177,6 +201,42 @@ fn check_options(settings: &Settings) -> CheckOptions {
         credential_conflict: settings.credential_conflict,
         client_ip: settings.client_ip.clone(),
         timeout: settings.check_timeout,
+    }
+}
+
+async fn open_decision_log(
+    settings: &Settings,
+    metrics: &Metrics,
+) -> Result<Option<Arc<DecisionLog>>, Failure> {
+    let Some(target) = &settings.decision_log else { return Ok(None) };
+    let dropped = metrics.decision_log_dropped.clone();
+    let log = DecisionLog::start(target.clone(), settings.decision_log_sample, dropped).await;
+    log.map(Some).with_context(|| format!("open --decision-log {target}")).map_err(Failure::usage)
+}
+
+fn check_service(
+    settings: &Settings,
+    authorizer: Arc<Authorizer>,
+    decision_log: Option<Arc<DecisionLog>>,
+    metrics: &Metrics,
+) -> CheckService {
+    let recorder = decision_log.map(|log| DecisionRecorder {
+        log,
+        credential_sources: settings.credential_sources.clone(),
+        credential_conflict: settings.credential_conflict,
+        form: KeyForm {
+            prefix_length: settings.key_prefix_length,
+            beginning: settings.new_key_prefix.clone(),
+        },
+    });
+    CheckService::new(authorizer, responder(settings), check_options(settings), recorder, metrics.clone())
+}
+
+async fn write_last_lines(decision_log: Option<&DecisionLog>) {
+    if let Some(log) = decision_log
+        && !log.finish(LAST_LINES_LIMIT).await
+    {
+        tracing::warn!("nobody takes the last lines of the decision log; they are lost");
     }
 }
 

@@ -103,6 +103,22 @@ impl Loaded {
     }
 }
 
+impl Settings {
+    /// The settings that have another value there. Passwords are compared too, though they are never shown.
+    pub fn differing(&self, other: &Self) -> Vec<&'static Setting> {
+        let secrets = |settings: &Self| {
+            let redis = settings.redis.as_ref().map(|url| url.expose_secret().to_owned());
+            BTreeMap::from([("store", Some(settings.store.expose_secret().to_owned())), ("redis", redis)])
+        };
+        let (own, others) = (secrets(self), secrets(other));
+        let pairs = self.shown().into_iter().zip(other.shown());
+        let differing = pairs.filter(|((setting, value), (_, other))| {
+            value != other || own.get(setting.flag) != others.get(setting.flag)
+        });
+        differing.map(|((setting, _), _)| setting).collect()
+    }
+}
+
 fn may_be_read_by_others(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o044 != 0)
 }

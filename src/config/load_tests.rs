@@ -58,6 +58,8 @@ fn other_text(setting: &Setting) -> &'static str {
         "otlp-sample" => "0.5",
         "log-format" => "json",
         "log-level" => "debug",
+        "decision-log" => "stdout",
+        "decision-log-sample" => "0.5%",
         other => panic!("a setting without a test value: {other}"),
     }
 }
@@ -283,4 +285,24 @@ fn a_file_with_a_password_that_others_may_read_is_named() {
     assert!(named(secret, 0o644) && named(secret, 0o640));
     assert!(!named(secret, 0o600));
     assert!(!named("store: postgres://u@h/db", 0o644), "nothing in it is a secret");
+}
+
+#[test]
+fn a_changed_password_differs_though_it_is_never_shown() {
+    let with = |variable: &str, text: &str| {
+        let pairs = [(variable, text), ("KEYWARD_CACHE_SECRET_FILE", "/secret")];
+        load(Given { environment: environment(&pairs), ..Given::default() }).unwrap().settings
+    };
+    let flags = |a: &Settings, b: &Settings| -> Vec<&str> {
+        a.differing(b).iter().map(|setting| setting.flag).collect()
+    };
+    for (variable, flag, url) in
+        [("KEYWARD_STORE", "store", "postgres://u:PASS@h/d"), ("KEYWARD_REDIS", "redis", "redis://:PASS@h")]
+    {
+        let one = with(variable, &url.replace("PASS", "one"));
+        assert_eq!(flags(&one, &with(variable, &url.replace("PASS", "two"))), [flag]);
+        assert!(flags(&one, &one.clone()).is_empty());
+    }
+    let (info, debug) = (with("KEYWARD_LOG_LEVEL", "info"), with("KEYWARD_LOG_LEVEL", "debug"));
+    assert_eq!(flags(&info, &debug), ["log-level"]);
 }

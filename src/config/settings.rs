@@ -15,6 +15,7 @@ use crate::domain::rules::{ScopePaths, Shadow};
 use crate::server::options::{
     ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat, IdentityHeader, OnUnavailable,
 };
+use crate::telemetry::decision_log::{Sample, Target};
 use crate::telemetry::logging::LogFormat;
 use crate::telemetry::traces::{OtlpEndpoint, OtlpProtocol, SampleShare};
 
@@ -286,6 +287,15 @@ settings! {
 
     /// What is logged: off, error, warn, info, debug or trace, or a list such as info,keyward::cache=debug.
     "log-level"("LEVEL", Plain) => log_level: String = "info", values::log_level;
+
+    /// Where one JSON line a decision goes: off, stdout, or a file that is appended to (mode 0600 where it is made, opened
+    /// anew on SIGHUP). Lines that nobody takes are dropped and counted; no check waits for them.
+    "decision-log"("stdout|FILE|off", Plain) => decision_log: Option<Target> = "off",
+        |text| values::optional(text, values::parsed);
+
+    /// Which decisions the decision log has: all, denials, or a share of the allowed requests such as 1% or 0.1%.
+    /// Denials, denials in shadow mode and what could not be decided are always there.
+    "decision-log-sample"("all|denials|N%", Plain) => decision_log_sample: Sample = "all", values::parsed;
 }
 
 fn ttl(text: &str) -> Reading<Duration> {

@@ -16,6 +16,7 @@ use crate::domain::model_path::ModelPaths;
 use crate::domain::rules::{ScopePaths, Shadow};
 use crate::server::options::{ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat};
 use crate::server::options::{IdentityHeader, OnUnavailable, is_token};
+use crate::telemetry::decision_log::{Sample, Target};
 use crate::telemetry::logging::{LogFormat, is_filter};
 use crate::telemetry::traces::{OtlpEndpoint, OtlpProtocol, SampleShare};
 
@@ -112,6 +113,7 @@ macro_rules! shown_by_display {
 shown_by_display!(SocketAddr, SecretUrl, String, usize, ClientIpSource, CredentialConflict, ErrorFormat);
 shown_by_display!(OnUnavailable, CredentialSource, IdentityHeader, ModelPaths, ScopePaths, Shadow);
 shown_by_display!(OtlpEndpoint, OtlpProtocol, SampleShare);
+shown_by_display!(Target, Sample);
 
 impl Shown for Listen {
     fn shown(&self) -> String {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::denial::Denial;
 use super::policy::Permit;
 use super::record::Candidate;
+use super::rules::Rule;
 
 /// The outcome of one check. There is no default: an allow needs a [`Permit`], which only policy makes.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct Denied {
     pub reason: Denial,
     /// The proven key that was refused; `None` before proof.
     pub candidate: Option<Arc<Candidate>>,
+    /// The rule that refused, where one of the key's restrictions did.
+    pub rule: Option<Rule>,
     /// More than the reason says, where there is more to say.
     pub detail: Option<&'static str>,
 }
@@ -33,7 +36,7 @@ pub struct Denied {
 impl Denied {
     /// A refusal before proof: it says nothing about any record.
     pub fn unproven(reason: Denial) -> Self {
-        Self { reason, candidate: None, detail: None }
+        Self { reason, candidate: None, rule: None, detail: None }
     }
 
     /// What the caller reads.

@@ -54,6 +54,11 @@ impl PresentedKey {
         self.bytes.get(..usize::from(self.length)).unwrap_or_default()
     }
 
+    /// How many bytes it has, which is no secret.
+    pub fn length(&self) -> usize {
+        usize::from(self.length)
+    }
+
     /// The public prefix: the first `length` bytes. A key that has no secret part behind its prefix is refused.
     pub fn prefix(&self, length: PrefixLength) -> Result<&str, KeyFormatError> {
         match self.expose_secret().split_at_checked(length.get()) {

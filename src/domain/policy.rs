@@ -61,18 +61,19 @@ impl Permit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Refusal {
     reason: Denial,
+    rule: Option<Rule>,
     detail: Option<&'static str>,
 }
 
 impl From<Denial> for Refusal {
     fn from(reason: Denial) -> Self {
-        Self { reason, detail: None }
+        Self { reason, rule: None, detail: None }
     }
 }
 
 impl From<BodyDefect> for Refusal {
     fn from(defect: BodyDefect) -> Self {
-        Self { reason: Denial::AmbiguousRequest, detail: Some(defect.message()) }
+        Self { reason: Denial::AmbiguousRequest, rule: None, detail: Some(defect.message()) }
     }
 }
 
@@ -166,8 +167,8 @@ pub(super) fn evaluate_heard(
         },
         Err(refusal) => refusal,
     };
-    let Refusal { reason, detail } = refusal;
-    Err(Denied { reason, detail, candidate: Some(candidate) })
+    let Refusal { reason, rule, detail } = refusal;
+    Err(Denied { reason, rule, detail, candidate: Some(candidate) })
 }
 
 /// The key's policy, if key and owner are in force at all.
@@ -211,13 +212,13 @@ fn apply(
         let step = Step::Rule(rule);
         match outcome {
             Ok(()) => observer.ended(step, Outcome::Passed, None),
-            Err(Refusal { reason, detail }) if rules.shadow.covers(rule) => {
+            Err(Refusal { reason, detail, .. }) if rules.shadow.covers(rule) => {
                 observer.ended(step, Outcome::Shadowed(reason), detail);
                 shadow_denial.get_or_insert(ShadowDenial { rule, reason });
             }
             Err(refusal) => {
                 observer.ended(step, Outcome::Failed(refusal.reason), refusal.detail);
-                return Err(refusal);
+                return Err(Refusal { rule: Some(rule), ..refusal });
             }
         }
     }

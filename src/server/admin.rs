@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -34,7 +35,7 @@ pub struct AdminState {
     /// What `/readyz` says.
     pub readiness: Arc<Readiness>,
     /// What `/config` prints: effective settings, secrets redacted.
-    pub settings: Value,
+    pub settings: Arc<ArcSwap<Value>>,
 }
 
 /// The routes.
@@ -83,7 +84,7 @@ async fn stats(State(state): State<Arc<AdminState>>) -> Json<Value> {
 }
 
 async fn settings(State(state): State<Arc<AdminState>>) -> Json<Value> {
-    Json(state.settings.clone())
+    Json(Value::clone(&state.settings.load()))
 }
 
 #[derive(Deserialize)]

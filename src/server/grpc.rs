@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 use tracing::{Instrument, Span};
 
 use super::credentials;
+use super::decisions::{DecisionRecorder, words};
 use super::options::{ClientIpSource, CredentialConflict, CredentialSource};
 use super::request::Inbound;
 use super::response::{LeftToEnvoy, Responder};
@@ -38,6 +39,7 @@ pub struct CheckService {
     authorizer: Arc<Authorizer>,
     responder: Responder,
     options: CheckOptions,
+    decisions: Option<DecisionRecorder>,
     metrics: Metrics,
 }
 
@@ -47,9 +49,10 @@ impl CheckService {
         authorizer: Arc<Authorizer>,
         responder: Responder,
         options: CheckOptions,
+        decisions: Option<DecisionRecorder>,
         metrics: Metrics,
     ) -> Self {
-        Self { authorizer, responder, options, metrics }
+        Self { authorizer, responder, options, decisions, metrics }
     }
 
     async fn decide(&self, inbound: Option<&Inbound<'_>>, deadline: Duration) -> Checked {
@@ -68,17 +71,13 @@ impl CheckService {
     }
 
     fn count(&self, checked: &Checked, elapsed: Duration) {
-        let (decision, reason) = match &checked.decision {
-            Decision::Allow(permit) => {
-                if let Some(denial) = permit.shadow_denial() {
-                    self.metrics.count_shadow_denial(denial.reason.code());
-                }
-                return self.metrics.count_allowed(checked.tier, elapsed);
+        if let Decision::Allow(permit) = &checked.decision {
+            if let Some(denial) = permit.shadow_denial() {
+                self.metrics.count_shadow_denial(denial.reason.code());
             }
-            Decision::Anonymous => ("allow", "anonymous"),
-            Decision::Deny(denied) => ("deny", denied.reason.code()),
-            Decision::Unavailable(cause) => ("unavailable", cause.as_str()),
-        };
+            return self.metrics.count_allowed(checked.tier, elapsed);
+        }
+        let (decision, reason) = words(&checked.decision);
         self.metrics.count_check(&CheckLabels { decision, reason }, checked.tier, elapsed);
     }
 }
@@ -136,7 +135,11 @@ impl Authorization for CheckService {
             .instrument(span.clone())
             .await;
         note(&span, &checked, inbound.as_ref());
-        self.count(&checked, clock::instant().saturating_since(started));
+        let took = clock::instant().saturating_since(started);
+        self.count(&checked, took);
+        if let Some(decisions) = &self.decisions {
+            decisions.record(&checked, inbound.as_ref(), took);
+        }
         if let Decision::Unavailable(cause) = &checked.decision {
             tracing::debug!(cause = cause.as_str(), "check could not be decided");
         }

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod credentials;
+pub mod decisions;
 mod deny;
 pub mod error_body;
 pub mod explain;
@@ -9,6 +10,7 @@ pub mod grpc;
 pub mod headers;
 pub mod identity;
 pub mod listen;
+pub mod mask;
 pub mod metadata;
 pub mod options;
 pub mod readiness;

@@ -69,6 +69,13 @@ pub struct FailureLabels {
     pub kind: &'static str,
 }
 
+/// How a reload ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReloadLabels {
+    /// `ok` or `failed`
+    pub result: &'static str,
+}
+
 /// Which program is running.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct BuildLabels {

@@ -16,7 +16,8 @@ use crate::domain::decision::Tier;
 use crate::domain::denial::Denial;
 
 pub use super::labels::{
-    BuildLabels, CacheKind, CacheLabels, CacheResult, CheckLabels, FailureLabels, ShadowLabels, TierLabels,
+    BuildLabels, CacheKind, CacheLabels, CacheResult, CheckLabels, FailureLabels, ReloadLabels, ShadowLabels,
+    TierLabels,
 };
 
 /// The handles. Cloning shares them.
@@ -86,6 +87,10 @@ pub struct Metrics {
     pub deny_list_reload_failed: Gauge,
     /// What is set when it is asked for.
     pub gauges: Gauges,
+    /// `keyward_decision_log_dropped_total`
+    pub decision_log_dropped: Counter,
+    /// `keyward_reloads_total`
+    reloads: Family<ReloadLabels, Counter>,
     build_info: Family<BuildLabels, Gauge<i64, AtomicI64>>,
 }
 
@@ -183,6 +188,10 @@ impl Metrics {
         for kind in REDIS_FAILURES {
             let _ = redis_failures.get_or_create(&FailureLabels { kind });
         }
+        let reloads = Family::<ReloadLabels, Counter>::default();
+        for result in ["ok", "failed"] {
+            let _ = reloads.get_or_create(&ReloadLabels { result });
+        }
         let build_info = Family::<BuildLabels, Gauge<i64, AtomicI64>>::default();
         build_info.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
         Self {
@@ -218,6 +227,8 @@ impl Metrics {
             deny_list_entries: Gauge::default(),
             deny_list_reload_failed: Gauge::default(),
             gauges: Gauges::new(),
+            decision_log_dropped: Counter::default(),
+            reloads,
             build_info,
         }
     }
@@ -242,6 +253,12 @@ impl Metrics {
     /// Counts one request that a rule in shadow mode would have denied.
     pub fn count_shadow_denial(&self, reason: &'static str) {
         self.shadow_denials.get_or_create(&ShadowLabels { reason }).inc();
+    }
+
+    /// Counts one reload (SIGHUP).
+    pub fn count_reload(&self, is_ok: bool) {
+        let result = if is_ok { "ok" } else { "failed" };
+        self.reloads.get_or_create(&ReloadLabels { result }).inc();
     }
 
     /// Counts one look-up.
@@ -337,6 +354,12 @@ impl Metrics {
             "1 while the deny file can't be used and its last good version is in force",
             self.deny_list_reload_failed.clone(),
         );
+        registry.register(
+            "decision_log_dropped",
+            "Lines of the decision log that were not written",
+            self.decision_log_dropped.clone(),
+        );
+        registry.register("reloads", "Reloads by SIGHUP, by result", self.reloads.clone());
         registry.register("build_info", "The running version", self.build_info.clone());
         self.gauges.register(registry);
         root

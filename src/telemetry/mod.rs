@@ -1,5 +1,6 @@
-//! Metrics and logs: a leaf that may name domain enums as labels and nothing else.
+//! Metrics, logs and traces: a leaf that may name domain enums as labels and nothing else.
 
+pub mod decision_log;
 pub mod gauges;
 pub mod labels;
 pub mod logging;

@@ -15,7 +15,12 @@ async fn no_key_hash_or_cache_secret_is_to_be_found_anywhere() {
     let folder = tempfile::tempdir().unwrap();
     let secret_file = folder.path().join("secret");
     std::fs::write(&secret_file, format!("{CACHE_SECRET}\n")).unwrap();
-    let keyward = Keyward::new().redis(&redis.url(), &secret_file).arg("--log-level", "trace").start().await;
+    let keyward = Keyward::new()
+        .redis(&redis.url(), &secret_file)
+        .arg("--log-level", "trace")
+        .arg("--decision-log", "stdout")
+        .start()
+        .await;
     keyward.create_user("ada", &[]);
     let key = keyward.create_key("ada", "ci", &[]);
     let file = rusqlite::Connection::open(keyward.sqlite_file()).unwrap();
@@ -52,11 +57,13 @@ async fn no_key_hash_or_cache_secret_is_to_be_found_anywhere() {
     let mut places = vec![
         ("the log", keyward.log()),
         ("an answer", answers),
+        ("the decision log", keyward.stdout()),
         ("Redis", String::from_utf8_lossy(&in_redis).into_owned()),
     ];
     for path in ["/metrics", "/stats", "/config", "/readyz"] {
         places.push((path, keyward.admin(path).await.text()));
     }
+    assert!(keyward.stdout().contains("malformed_credentials"), "there is no decision log");
     assert!(places[0].1.contains("TRACE"), "the log is not at trace level");
     for (place, text) in &places {
         for (what, secret) in [

@@ -145,6 +145,16 @@ impl Keyward {
         self.process.stderr()
     }
 
+    /// What it has written to standard output so far.
+    pub(crate) fn stdout(&self) -> String {
+        self.process.stdout()
+    }
+
+    /// Sends SIGHUP, at which it reloads.
+    pub(crate) fn hangup(&self) {
+        self.process.signal(Signal::HUP);
+    }
+
     /// Runs a command to its end, on the same store, or on this sidecar for the `cache` and `deny` commands.
     pub(crate) fn cli<S: AsRef<OsStr>>(&self, args: &[S]) -> Output {
         self.command(args).stdin(Stdio::null()).output().expect("run keyward")
