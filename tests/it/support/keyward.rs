@@ -156,7 +156,10 @@ impl Keyward {
         let mut command = Command::new(binary());
         command.args(args).current_dir(self.folder.path());
         without_settings(&mut command);
-        if args.first().is_some_and(|first| first.as_ref() == "cache" || first.as_ref() == "deny") {
+        if args
+            .first()
+            .is_some_and(|first| ["cache", "deny", "health"].iter().any(|of| first.as_ref() == *of))
+        {
             command.arg("--admin-listen").arg(self.admin.to_string());
         } else {
             command.arg("--store").arg(&self.store);
