@@ -35,6 +35,11 @@ sdk-test: ## Let the OpenAI, Anthropic and Google SDKs meet every refusal, throu
 	@scripts/install-tools.sh envoy postgres sdks
 	@cargo test --locked --quiet --test it -- sdks:: --nocapture
 
+.PHONY: manifests
+manifests: ## Render every Kustomize overlay, hold the objects against their schemas, lint the Dockerfile
+	@scripts/install-tools.sh envoy manifests
+	@cargo test --locked --quiet --test it -- manifests:: --nocapture
+
 .PHONY: lint
 lint: ## Clippy, warnings denied
 	@cargo clippy --locked --all-targets -- -D warnings
@@ -56,5 +61,5 @@ check: ## All that CI asks for
 	@.ci/run
 
 .PHONY: tools
-tools: ## Install Envoy, Redis, PostgreSQL, PgBouncer and the SDKs where they are missing
+tools: ## Install Envoy, Redis, PostgreSQL, PgBouncer, the SDKs and kubectl where they are missing
 	@scripts/install-tools.sh
