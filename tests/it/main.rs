@@ -24,6 +24,7 @@ mod feed_triggers;
 mod house;
 mod key_life;
 mod lifecycle;
+mod manifests;
 mod models;
 mod path;
 mod policy_oracle;
