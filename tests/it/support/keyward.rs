@@ -85,19 +85,12 @@ impl Builder {
     /// Starts `keyward serve` and waits for nothing.
     pub(crate) fn launch(self) -> Keyward {
         let (grpc, admin) = (port::free_addr(), port::free_addr());
-        let mut args: Vec<String> = [
-            "serve",
-            "--store",
-            &self.store,
-            "--grpc-listen",
-            &grpc.to_string(),
-            "--admin-listen",
-            &admin.to_string(),
-        ]
-        .map(str::to_owned)
-        .into();
+        let mut args: Vec<String> =
+            ["serve", "--store", &self.store, "--admin-listen", &admin.to_string()].map(str::to_owned).into();
         // bcrypt on a machine that builds and tests at once is slow; only what a test sets itself is to be in its way.
-        for (flag, value) in [("--check-timeout", "10s"), ("--drain-delay", "0s")] {
+        for (flag, value) in
+            [("--grpc-listen", &*grpc.to_string()), ("--check-timeout", "10s"), ("--drain-delay", "0s")]
+        {
             if !self.args.iter().any(|arg| arg == flag) {
                 args.extend([flag.to_owned(), value.to_owned()]);
             }
