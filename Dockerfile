@@ -4,9 +4,10 @@
 #   docker build --build-arg VERSION=0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" \
 #     --build-arg SOURCE_DATE_EPOCH="$(git log -1 --format=%ct)" -t keyward:0.1.0 .
 #
-# The same commit and the same base images give the same binary: versions come from Cargo.lock, paths of the build machine
-# are mapped away. For the same image pin the two base images by digest (`docker buildx imagetools inspect`), which
-# go out of date with every security fix below them and are therefore not written here.
+# Made to be repeatable: versions come from Cargo.lock, paths of the build machine are mapped away, times come from
+# SOURCE_DATE_EPOCH (with BuildKit's output option rewrite-timestamp=true). What is left are the two base images: pin them by
+# digest (`docker buildx imagetools inspect`) in a build of yours. They are tags here, because a digest that nobody
+# renews keeps yesterday's certificates and C library.
 FROM rust:1.95-slim-bookworm AS build
 # Paths would differ from one machine to the next, and tell about it.
 ENV CARGO_INCREMENTAL=0 \

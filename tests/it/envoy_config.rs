@@ -122,7 +122,7 @@ async fn without_bodies_a_key_without_a_list_works_and_one_with_a_list_is_refuse
     let listed = keyward.create_key("ada", "listed", &["--hash", "sha256", "--allowed-models", "gpt-4o"]);
     let body = format!(r#"{{"model":"gpt-4o","x":"{}"}}"#, "x".repeat(2 << 20));
     let send =
-        async |path: &str, secret: &str| Request::post(path, &*body).bearer(secret).send(envoy.addr()).await;
+        async |path: &str, secret: &str| Request::post(path, &body).bearer(secret).send(envoy.addr()).await;
     let response = send("/v1/chat/completions", &free.secret).await;
     assert_eq!((response.status, response.echo().body.len()), (200, body.len()));
     let response = send("/v1/chat/completions", &listed.secret).await;

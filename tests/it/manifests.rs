@@ -361,8 +361,8 @@ fn what_names_something_else_names_something_that_is_there() {
             let ports: Vec<&Value> =
                 containers(pod).flat_map(|container| items(container, "/ports")).collect();
             for port in items(object, "/spec/ports").map(|port| &port["targetPort"]) {
-                let is_there = |known: &&Value| known["name"] == *port || known["containerPort"] == *port;
-                assert!(ports.iter().any(|known| is_there(&known)), "{of}: no container has port {port}");
+                let is_there = |known: &Value| known["name"] == *port || known["containerPort"] == *port;
+                assert!(ports.iter().any(|known| is_there(known)), "{of}: no container has port {port}");
             }
         }
         for (workload, pod) in &pods {
