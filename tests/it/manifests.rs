@@ -36,7 +36,11 @@ fn documents(yaml: &str) -> Vec<Value> {
 }
 
 fn rendered(overlay: &str) -> Vec<Value> {
-    let folder = root().join("k8s/overlays").join(overlay);
+    rendered_from(&root().join("k8s"), overlay)
+}
+
+fn rendered_from(k8s: &Path, overlay: &str) -> Vec<Value> {
+    let folder = k8s.join("overlays").join(overlay);
     let ended: Ended = Command::new(tool("kubectl")).arg("kustomize").arg(folder).output().unwrap().into();
     assert_eq!(ended.code, 0, "{overlay}: {}", ended.stderr);
     assert_eq!(ended.stderr, "", "{overlay}");
@@ -384,6 +388,30 @@ fn what_names_something_else_names_something_that_is_there() {
             find(&objects, "NetworkPolicy", "keyward-admin")["spec"]["podSelector"]["matchLabels"],
             service["spec"]["selector"]
         );
+    }
+}
+
+/// The component that opens the admin port can be left out, and then the port is not open.
+#[test]
+fn without_the_monitoring_component_the_admin_port_stays_on_loopback() {
+    let folder = tempdir().unwrap();
+    let copied = Command::new("cp").arg("-r").arg(root().join("k8s")).arg(folder.path()).status().unwrap();
+    assert!(copied.success());
+    let k8s = folder.path().join("k8s");
+    for overlay in ["sidecar", "shared"] {
+        let open = find(&rendered(overlay), "NetworkPolicy", "keyward-admin").clone();
+        assert_eq!(open["spec"]["ingress"][0]["ports"][0]["port"], 9193);
+        let file = k8s.join("overlays").join(overlay).join("kustomization.yaml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let without = text.replace("components:\n  - ../../components/monitoring\n", "");
+        assert_ne!(text, without);
+        std::fs::write(&file, without).unwrap();
+        let objects = rendered_from(&k8s, overlay);
+        assert!(
+            objects.iter().all(|object| !object.to_string().contains("KEYWARD_ADMIN_LISTEN")),
+            "{overlay}"
+        );
+        assert!(objects.iter().all(|object| object["kind"] != "ServiceMonitor"), "{overlay}");
     }
 }
 
