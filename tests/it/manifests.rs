@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -11,74 +11,15 @@ use tempfile::tempdir;
 
 use crate::program::{Ended, keyward};
 use crate::support::envoy;
+use crate::support::kustomize::{
+    containers, documents, find, is_custom, items, name, pods, read, rendered, rendered_from, root, text,
+    tool,
+};
 
 const OVERLAYS: [&str; 4] = ["sidecar", "shared", "istio", "envoy-gateway"];
 
 /// What finishing may take after the drain delay: answers, the canary, writes, 5 s each (`src/cli/serve.rs`).
 const FINISH_SECONDS: u64 = 15;
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn tool(name: &str) -> PathBuf {
-    let path = root().join(".tools/manifests").join(name);
-    assert!(path.exists(), "there is no {}; run scripts/install-tools.sh manifests", path.display());
-    path
-}
-
-fn read(path: &str) -> String {
-    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
-
-fn documents(yaml: &str) -> Vec<Value> {
-    yaml.split("\n---\n").map(|document| serde_saphyr::from_str(document).unwrap()).collect()
-}
-
-fn rendered(overlay: &str) -> Vec<Value> {
-    rendered_from(&root().join("k8s"), overlay)
-}
-
-fn rendered_from(k8s: &Path, overlay: &str) -> Vec<Value> {
-    let folder = k8s.join("overlays").join(overlay);
-    let ended: Ended = Command::new(tool("kubectl")).arg("kustomize").arg(folder).output().unwrap().into();
-    assert_eq!(ended.code, 0, "{overlay}: {}", ended.stderr);
-    assert_eq!(ended.stderr, "", "{overlay}");
-    documents(&ended.stdout)
-}
-
-fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object.pointer(pointer).and_then(Value::as_str).unwrap_or_else(|| panic!("no {pointer} in {object}"))
-}
-
-fn items<'a>(object: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> {
-    object.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
-}
-
-fn name(object: &Value) -> String {
-    format!("{} {}", text(object, "/kind"), text(object, "/metadata/name"))
-}
-
-fn find<'a>(objects: &'a [Value], kind: &str, named: &str) -> &'a Value {
-    let is_it = |object: &&Value| object["kind"] == kind && object["metadata"]["name"] == named;
-    objects.iter().find(is_it).unwrap_or_else(|| panic!("no {kind} {named}"))
-}
-
-fn is_custom(object: &Value) -> bool {
-    let group = text(object, "/apiVersion").split('/').next().unwrap_or_default();
-    group.contains('.') && !group.ends_with("k8s.io") || group == "gateway.networking.k8s.io"
-}
-
-/// The pods of all workloads, with the workload's name.
-fn pods(objects: &[Value]) -> Vec<(String, &Value)> {
-    let template = |object| Value::pointer(object, "/spec/template").map(|template| (name(object), template));
-    objects.iter().filter_map(template).collect()
-}
-
-/// All containers of a pod, sidecars too.
-fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
-    items(pod, "/spec/initContainers").chain(items(pod, "/spec/containers"))
-}
 
 /// Kubernetes' own, in the form that refuses unknown fields.
 fn schema(object: &Value) -> Value {
