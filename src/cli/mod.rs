@@ -11,6 +11,7 @@ mod confirm;
 mod deny;
 mod failure;
 mod flags;
+mod health;
 mod key;
 mod manual;
 mod migrate;
@@ -90,6 +91,10 @@ enum Command {
         #[command(subcommand)]
         command: deny::DenyCommand,
     },
+    /// Ask a running sidecar whether it is ready; for probes, where there is no curl
+    #[command(after_help = "Exit codes: 0 ready, 1 not ready, 2 usage or settings, 3 no answer.\n\n\
+                            Examples:\n  keyward health\n  keyward health --live --admin-listen 127.0.0.1:9193")]
+    Health(health::Health),
     /// Check and print the settings
     #[command(after_help = "Example:\n  keyward config check --config keyward.yaml")]
     Config {
@@ -117,6 +122,7 @@ impl Cli {
             Command::Check(check) => check.run(),
             Command::Cache { command } => command.run(),
             Command::Deny { command } => command.run(),
+            Command::Health(health) => health.run(),
             Command::Config { command } => command.run(),
             Command::Completions(command) => command.run(),
             Command::Man(command) => command.run(),

@@ -4,13 +4,15 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::Stdio;
 use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::tempdir;
+use tokio::time::Instant;
 
 use crate::program::{Ended, keyward, run};
 
-const COMMANDS: [&[&str]; 33] = [
+const COMMANDS: [&[&str]; 34] = [
     &["config", "schema"],
     &["completions"],
     &["man"],
@@ -18,6 +20,7 @@ const COMMANDS: [&[&str]; 33] = [
     &["serve"],
     &["migrate"],
     &["check"],
+    &["health"],
     &["user"],
     &["user", "create"],
     &["user", "list"],
@@ -115,6 +118,7 @@ fn wrong_usage_is_2() {
         &["check", "kw_0123456789"],
         &["check", "--key-stdin", "--ip", "localhost"],
         &["check", "--key-stdin"],
+        &["health", "--timeout", "0s"],
         &["cache", "invalidate"],
         &["cache", "invalidate", "--prefix", "a", "--key-id", "7"],
         &["deny", "add"],
@@ -139,6 +143,8 @@ fn nobody_at_the_admin_port_is_3_and_names_the_address() {
         &["cache", "flush"],
         &["cache", "invalidate", "--key-id", "7"],
         &["deny", "list"],
+        &["health"],
+        &["health", "--live"],
     ] {
         let ended = run(directory.path(), &[command, &["--admin-listen", &address]].concat());
         assert_eq!(ended.code, 3, "{command:?}");
@@ -207,6 +213,34 @@ fn a_refusal_of_the_sidecar_is_1_and_a_torn_answer_is_3() {
     assert!(ended.stderr.contains("404") && ended.stderr.contains("no such"), "{}", ended.stderr);
     let (ended, _) = asked(&["cache", "flush"], "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nshort");
     assert_eq!(ended.code, 3, "{}", ended.stderr);
+}
+
+#[test]
+fn health_is_what_the_sidecar_says_and_its_exit_code() {
+    const READY: &str = "HTTP/1.1 200 OK\r\ncontent-length: 29\r\n\r\nready: change feed, lease 2s\n";
+    const NOT_READY: &str =
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 25\r\n\r\nnot ready: shutting down\n";
+    let (ended, request) = asked(&["health"], READY);
+    assert_eq!((ended.code, &*ended.stdout), (0, "ready: change feed, lease 2s\n"), "{}", ended.stderr);
+    assert!(request.starts_with("GET /readyz HTTP/1.1\r\n"), "{request}");
+    let (ended, _) = asked(&["health"], NOT_READY);
+    assert_eq!((ended.code, &*ended.stdout, &*ended.stderr), (1, "not ready: shutting down\n", ""));
+    let (ended, request) = asked(&["health", "--live"], "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+    assert_eq!((ended.code, &*ended.stdout), (0, "200 OK\n"), "{}", ended.stderr);
+    assert!(request.starts_with("GET /livez HTTP/1.1\r\n"), "{request}");
+}
+
+/// A process that hangs keeps its port open; the probe has to end all the same, and before the kubelet ends it.
+#[test]
+fn a_sidecar_that_hangs_is_not_waited_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let directory = tempdir().unwrap();
+    let began = Instant::now();
+    let ended = run(directory.path(), &["health", "--timeout", "200ms", "--admin-listen", &address]);
+    assert_eq!(ended.code, 3, "{}", ended.stderr);
+    assert!(ended.stderr.contains("no answer within 200ms"), "{}", ended.stderr);
+    assert!(began.elapsed() < Duration::from_secs(5));
 }
 
 #[test]

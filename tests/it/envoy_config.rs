@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::support::envoy::{self, Envoy};
 use crate::support::http::Request;
+use crate::support::keyward::Keyward;
 use crate::support::port::free_addr;
 use crate::support::upstream::Upstream;
 
@@ -21,7 +22,7 @@ fn settings(file: &str) -> Vec<String> {
 #[test]
 fn envoy_takes_every_file_that_we_ship_and_finds_nothing_to_warn_of() {
     let mut files = Vec::new();
-    for folder in ["envoy", "k8s"] {
+    for folder in ["envoy", "k8s/overlays/sidecar"] {
         let found = std::fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
         let is_envoys = |path: &PathBuf| {
             path.extension().is_some_and(|extension| extension == "yaml")
@@ -29,7 +30,7 @@ fn envoy_takes_every_file_that_we_ship_and_finds_nothing_to_warn_of() {
         };
         files.extend(found.filter(is_envoys));
     }
-    assert!(files.len() >= 3, "{files:?}");
+    assert!(files.len() >= 4, "{files:?}");
     for file in files {
         let output = envoy::validate(&file);
         let warnings = String::from_utf8_lossy(&output.stderr);
@@ -62,7 +63,7 @@ fn the_configuration_with_rate_limits_is_the_shipped_one_with_additions() {
 /// The pod's configuration is the one that all tests here run, but for where it listens and finds Keyward.
 #[test]
 fn the_pods_configuration_is_the_shipped_one_with_other_addresses() {
-    let (shipped, pod) = (settings("envoy/envoy.yaml"), settings("k8s/envoy.yaml"));
+    let (shipped, pod) = (settings("envoy/envoy.yaml"), settings("k8s/overlays/sidecar/envoy.yaml"));
     let own = |own: &[String], other: &[String]| -> Vec<String> {
         let lines = own.iter().filter(|line| !other.contains(line));
         lines.map(|line| line.trim().to_owned()).collect()
@@ -81,6 +82,69 @@ fn the_pods_configuration_is_the_shipped_one_with_other_addresses() {
             "socket_address: {address: 127.0.0.1, port_value: 9191} # @keyward",
         ]
     );
+}
+
+/// The same file without what belongs to bodies.
+#[test]
+fn the_configuration_without_bodies_is_the_shipped_one_with_lines_missing() {
+    let mut own = settings("envoy/no-body.yaml").into_iter().peekable();
+    let is_missing = |line: &String| own.next_if_eq(line).is_none();
+    let missing: Vec<String> = settings("envoy/envoy.yaml")
+        .into_iter()
+        .filter(is_missing)
+        .map(|line| line.trim().to_owned())
+        .collect();
+    assert_eq!(own.next(), None, "envoy/envoy.yaml lacks this line");
+    let beginnings: Vec<&str> =
+        missing.iter().filter_map(|line| line.split_once(':')).map(|(name, _)| name).collect();
+    assert_eq!(
+        beginnings,
+        [
+            "per_connection_buffer_limit_bytes",
+            "with_request_body",
+            "- match",
+            "route",
+            "typed_per_filter_config",
+            "envoy.filters.http.ext_authz",
+            "\"@type\"",
+            "check_settings",
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_bodies_a_key_without_a_list_works_and_one_with_a_list_is_refused() {
+    let keyward = Keyward::new().start().await;
+    let upstream = Upstream::start().await;
+    let envoy = Envoy::of_file("envoy/no-body.yaml", keyward.grpc_addr(), upstream.addr()).start().await;
+    keyward.create_user("ada", &[]);
+    let free = keyward.create_key("ada", "free", &["--hash", "sha256"]);
+    let listed = keyward.create_key("ada", "listed", &["--hash", "sha256", "--allowed-models", "gpt-4o"]);
+    let body = format!(r#"{{"model":"gpt-4o","x":"{}"}}"#, "x".repeat(2 << 20));
+    let send =
+        async |path: &str, secret: &str| Request::post(path, &body).bearer(secret).send(envoy.addr()).await;
+    let response = send("/v1/chat/completions", &free.secret).await;
+    assert_eq!((response.status, response.echo().body.len()), (200, body.len()));
+    let response = send("/v1/chat/completions", &listed.secret).await;
+    assert_eq!((response.status, response.reason()), (400, "ambiguous_request"));
+    // The path names the model, so that the body is not needed.
+    assert_eq!(send("/model/gpt-4o/invoke", &listed.secret).await.status, 200);
+    assert_eq!(send("/model/claude-3/invoke", &listed.secret).await.status, 403);
+}
+
+/// The very file of the pod, and the socket that it names.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pods_envoy_reaches_keyward_by_its_unix_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("grpc.sock");
+    let keyward = Keyward::new().arg("--grpc-listen", &format!("unix:{}", socket.display())).start().await;
+    let upstream = Upstream::start().await;
+    let envoy = Envoy::of_pod(&socket, upstream.addr()).start().await;
+    keyward.create_user("ada", &[]);
+    let key = keyward.create_key("ada", "ci", &["--hash", "sha256"]);
+    let get = async |secret: &str| Request::get("/v1/models").bearer(secret).send(envoy.addr()).await;
+    assert_eq!(get(&key.secret).await.status, 200);
+    assert_eq!(get(&key.wrong()).await.status, 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,6 +25,7 @@ mod feed_triggers;
 mod house;
 mod key_life;
 mod lifecycle;
+mod manifests;
 mod models;
 mod monitoring;
 mod path;

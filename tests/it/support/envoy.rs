@@ -37,10 +37,21 @@ impl Envoy {
 
     /// The same for another shipped file that keeps the markers of `envoy/envoy.yaml`.
     pub(crate) fn of_file(file: &'static str, keyward: SocketAddr, upstream: SocketAddr) -> Builder {
+        Self::shipped(file, upstream)
+            .replace("port_value: 9191}", &format!("port_value: {}}}", keyward.port()))
+    }
+
+    /// The pod's file: Keyward is behind a unix socket, and callers come in on every address.
+    pub(crate) fn of_pod(socket: &Path, upstream: SocketAddr) -> Builder {
+        Self::shipped("k8s/overlays/sidecar/envoy.yaml", upstream)
+            .replace("path: /run/keyward/grpc.sock", &format!("path: {}", socket.display()))
+            .replace("{address: 0.0.0.0, port_value: 10000}", "{address: 127.0.0.1, port_value: 10000}")
+    }
+
+    fn shipped(file: &'static str, upstream: SocketAddr) -> Builder {
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
         let config = std::fs::read_to_string(shipped).unwrap_or_else(|error| panic!("{file}: {error}"));
         Builder { file, config, more_listeners: String::new() }
-            .replace("port_value: 9191}", &format!("port_value: {}}}", keyward.port()))
             .replace("port_value: 8000}", &format!("port_value: {}}}", upstream.port()))
             .replace(" timeout: 0.5s", " timeout: 15s")
     }

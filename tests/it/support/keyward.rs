@@ -93,19 +93,12 @@ impl Builder {
     /// Starts `keyward serve` and waits for nothing.
     pub(crate) fn launch(self) -> Keyward {
         let (grpc, admin) = self.at.unwrap_or_else(|| (port::free_addr(), port::free_addr()));
-        let mut args: Vec<String> = [
-            "serve",
-            "--store",
-            &self.store,
-            "--grpc-listen",
-            &grpc.to_string(),
-            "--admin-listen",
-            &admin.to_string(),
-        ]
-        .map(str::to_owned)
-        .into();
+        let mut args: Vec<String> =
+            ["serve", "--store", &self.store, "--admin-listen", &admin.to_string()].map(str::to_owned).into();
         // bcrypt on a machine that builds and tests at once is slow; only what a test sets itself is to be in its way.
-        for (flag, value) in [("--check-timeout", "10s"), ("--drain-delay", "0s")] {
+        for (flag, value) in
+            [("--grpc-listen", &*grpc.to_string()), ("--check-timeout", "10s"), ("--drain-delay", "0s")]
+        {
             if !self.args.iter().any(|arg| arg == flag) {
                 args.extend([flag.to_owned(), value.to_owned()]);
             }
@@ -174,7 +167,10 @@ impl Keyward {
         let mut command = Command::new(binary());
         command.args(args).current_dir(self.folder.path());
         without_settings(&mut command);
-        if args.first().is_some_and(|first| first.as_ref() == "cache" || first.as_ref() == "deny") {
+        if args
+            .first()
+            .is_some_and(|first| ["cache", "deny", "health"].iter().any(|of| first.as_ref() == *of))
+        {
             command.arg("--admin-listen").arg(self.admin.to_string());
         } else {
             command.arg("--store").arg(&self.store);
