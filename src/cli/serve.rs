@@ -9,29 +9,27 @@ use serde_json::{Map, Value};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
 use super::failure::{Exit, Failure};
 use super::parts::{Parts, Purpose};
-use crate::config::{Listen, Setting, Settings};
+use crate::config::{Setting, Settings};
 use crate::server::admin::{AdminState, router};
+use crate::server::connections::Connections;
 use crate::server::explain::Explainer;
 use crate::server::grpc::{CheckOptions, CheckService};
-use crate::server::listen;
+use crate::server::listen::{self, Listener};
 use crate::server::readiness::Readiness;
 use crate::server::response::{Responder, ResponseOptions};
+use crate::server::tls::{Tls, TlsFiles};
 use crate::server::watch::{StoreWatch, set_health};
 use crate::telemetry::logging;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Door, Metrics};
 
 /// What the last answers and writes may take after the drain delay.
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
-/// Checks that one connection may have open: Envoy opens that many.
-const MAX_CONCURRENT_STREAMS: u32 = 1024;
 
 /// Runs the sidecar until it is told to stop.
 pub(super) fn run(settings: &Settings) -> Result<Exit, Failure> {
@@ -48,6 +46,7 @@ pub(super) fn run(settings: &Settings) -> Result<Exit, Failure> {
 
 async fn serve(settings: &Settings) -> Result<(), Failure> {
     let metrics = Metrics::new();
+    let tls = grpc_tls(settings, &metrics).map_err(Failure::usage)?;
     let parts = Parts::build(settings, &metrics, Purpose::Serve).await?;
     let readiness = Arc::new(Readiness::new(Arc::clone(&parts.freshness), Arc::clone(&parts.outage)));
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -58,11 +57,11 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
     let checks =
         CheckService::new(parts.authorizer, responder(settings), check_options(settings), metrics.clone());
     let checks = AuthorizationServer::new(checks).max_decoding_message_size(settings.max_check_bytes);
-    let grpc = Server::builder()
-        .max_concurrent_streams(Some(MAX_CONCURRENT_STREAMS))
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .add_service(health_service)
-        .add_service(checks);
+    let grpc = Connections {
+        routes: Routes::new(health_service).add_service(checks).prepare(),
+        tls: tls.clone(),
+        max_age: settings.max_connection_age,
+    };
     let admin = router(AdminState {
         caches: parts.caches,
         deny: Arc::clone(&parts.deny),
@@ -77,15 +76,16 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let stop = CancellationToken::new();
     let mut doors = JoinSet::new();
-    open_grpc(&mut doors, grpc, &settings.grpc_listen, stop.clone()).await.map_err(Failure::usage)?;
+    open_grpc(&mut doors, grpc, settings, &stop).await.map_err(Failure::usage)?;
     let admin_listener =
-        listen::tcp(settings.admin_listen).await.context("listen for admin requests (--admin-listen)");
+        listen::tcp(settings.admin_listen, false).context("listen for admin requests (--admin-listen)");
     let admin_listener = admin_listener.map_err(Failure::usage)?;
     open_admin(&mut doors, admin, admin_listener, stop.clone());
 
     let stop_writing = CancellationToken::new();
     let writer = tokio::spawn(parts.uses.run(stop_writing.clone()));
     let watching_file = tokio::spawn(parts.deny.watch());
+    let watching_tls = tls.map(|tls| tokio::spawn(tls.watch()));
     let following = tokio::spawn(parts.feed.run());
     let watch = StoreWatch {
         store: parts.store,
@@ -131,12 +131,12 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
     // Not before the last answer: a revocation and a denial have to hold for that one too.
     following.abort();
     watching_file.abort();
+    if let Some(watching_tls) = watching_tls {
+        watching_tls.abort();
+    }
     stop_writing.cancel();
     let _ = writer.await;
     parts.background.finish(FINISH_LIMIT).await;
-    if let Listen::Unix(path) = &settings.grpc_listen {
-        let _ = std::fs::remove_file(path);
-    }
     tracing::info!("stopped");
     end
 }
@@ -167,27 +167,37 @@ fn check_options(settings: &Settings) -> CheckOptions {
     }
 }
 
+/// TLS for the gRPC port, as far as it is set.
+fn grpc_tls(settings: &Settings, metrics: &Metrics) -> anyhow::Result<Option<Arc<Tls>>> {
+    let (Some(certificate), Some(key)) = (&settings.grpc_tls_cert, &settings.grpc_tls_key) else {
+        return Ok(None);
+    };
+    let files = TlsFiles {
+        certificate: certificate.clone(),
+        key: key.clone(),
+        client_ca: settings.grpc_tls_client_ca.clone(),
+        client_sans: settings.grpc_tls_client_sans.clone(),
+    };
+    let tls = Tls::load(Door::Grpc, files, &[b"h2"], metrics.clone());
+    Ok(Some(Arc::new(
+        tls.context("set up TLS for checks (--grpc-tls-cert, --grpc-tls-key, --grpc-tls-client-ca)")?,
+    )))
+}
+
+/// All of them, or none.
 async fn open_grpc(
     doors: &mut JoinSet<()>,
-    grpc: Router,
-    address: &Listen,
-    stop: CancellationToken,
+    grpc: Connections,
+    settings: &Settings,
+    stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let context = "listen for checks (--grpc-listen)";
-    match address {
-        Listen::Tcp(address) => {
-            let incoming =
-                TcpIncoming::from(listen::tcp(*address).await.context(context)?).with_nodelay(Some(true));
-            doors.spawn(async move {
-                report("grpc", grpc.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await);
-            });
-        }
-        Listen::Unix(path) => {
-            let incoming = UnixListenerStream::new(listen::unix(path).await.context(context)?);
-            doors.spawn(async move {
-                report("grpc", grpc.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await);
-            });
-        }
+    let mut listeners = Vec::new();
+    for address in &settings.grpc_listen {
+        let listener = Listener::open(address, settings.reuse_port).await;
+        listeners.push(listener.context("listen for checks (--grpc-listen)")?);
+    }
+    for listener in listeners {
+        doors.spawn(grpc.clone().serve(listener, stop.clone()));
     }
     Ok(())
 }

@@ -70,6 +70,29 @@ pub struct ShadowLabels {
     pub reason: &'static str,
 }
 
+/// Where connections come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Door {
+    /// `--grpc-listen`
+    Grpc,
+}
+
+impl Door {
+    /// The label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+        }
+    }
+}
+
+/// Which door.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DoorLabels {
+    /// `grpc`
+    pub door: Door,
+}
+
 /// Which program is running.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct BuildLabels {
@@ -94,6 +117,7 @@ label_value!(
     Self::Hit => "hit", Self::Miss => "miss", Self::Absent => "absent",
     Self::Rejected => "rejected", Self::Error => "error",
 );
+label_value!(Door, door => door.as_str());
 label_value!(Tier, tier => tier.as_str());
 
 /// The handles. Cloning shares them.
@@ -149,6 +173,10 @@ pub struct Metrics {
     pub deny_list_entries: Gauge,
     /// `keyward_deny_list_reload_failed`
     pub deny_list_reload_failed: Gauge,
+    /// `keyward_tls_reload_failed`
+    tls_reload_failed: Family<DoorLabels, Gauge>,
+    /// `keyward_tls_handshakes_failed_total`
+    tls_handshakes_failed: Family<DoorLabels, Counter>,
     build_info: Family<BuildLabels, Gauge<i64, AtomicI64>>,
 }
 
@@ -244,6 +272,10 @@ impl Metrics {
         for reason in SHADOW_REASONS {
             let _ = shadow_denials.get_or_create(&ShadowLabels { reason });
         }
+        let tls_reload_failed = Family::<DoorLabels, Gauge>::default();
+        let _ = tls_reload_failed.get_or_create(&DoorLabels { door: Door::Grpc });
+        let tls_handshakes_failed = Family::<DoorLabels, Counter>::default();
+        let _ = tls_handshakes_failed.get_or_create(&DoorLabels { door: Door::Grpc });
         let build_info = Family::<BuildLabels, Gauge<i64, AtomicI64>>::default();
         build_info.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
         Self {
@@ -272,8 +304,20 @@ impl Metrics {
             lease_age: Gauge::default(),
             deny_list_entries: Gauge::default(),
             deny_list_reload_failed: Gauge::default(),
+            tls_reload_failed,
+            tls_handshakes_failed,
             build_info,
         }
+    }
+
+    /// 1 while this door's certificate files can't be used.
+    pub fn tls_reload_failed(&self, door: Door) -> Gauge {
+        self.tls_reload_failed.get_or_create_owned(&DoorLabels { door })
+    }
+
+    /// Handshakes that came to nothing at this door.
+    pub fn tls_handshakes_failed(&self, door: Door) -> Counter {
+        self.tls_handshakes_failed.get_or_create_owned(&DoorLabels { door })
     }
 
     /// Counts one check that was allowed with a key.
@@ -401,6 +445,16 @@ impl Metrics {
             "deny_list_reload_failed",
             "1 while the deny file can't be used and its last good version is in force",
             self.deny_list_reload_failed.clone(),
+        );
+        registry.register(
+            "tls_reload_failed",
+            "1 while the TLS files of a door can't be used and their last good version is in force",
+            self.tls_reload_failed.clone(),
+        );
+        registry.register(
+            "tls_handshakes_failed",
+            "TLS handshakes that failed or took too long, by door",
+            self.tls_handshakes_failed.clone(),
         );
         registry.register("build_info", "The running version", self.build_info.clone());
         registry
