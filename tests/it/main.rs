@@ -33,6 +33,8 @@ mod rate_limits;
 mod redis_tier;
 mod sdks;
 mod secrecy;
+mod sockets;
+mod sockets_tls;
 mod stores;
 mod stores_admin;
 mod stores_postgres;
