@@ -88,7 +88,7 @@ impl Connections {
         };
         match tls.accept(stream).await {
             Ok(stream) => run(stream, self.routes, self.max_age, peer, stop).await,
-            Err(error) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+            Err(error) => tls.report(&peer, &error),
         }
     }
 }

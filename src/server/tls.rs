@@ -30,6 +30,8 @@ use tokio_rustls::server::TlsStream;
 use zeroize::Zeroizing;
 
 use super::client_san::{ClientSan, OnlyThese};
+use crate::clock;
+use crate::domain::time::Instant;
 use crate::telemetry::metrics::{Door, Metrics};
 
 /// How often the files are looked at. A change holds after two looks.
@@ -37,6 +39,9 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// A client that has not shaken hands by then is let go.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often a failed handshake is worth a warning.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Longer than any chain; what is longer is some other file.
 const MOST_BYTES: u64 = 1 << 20;
@@ -108,6 +113,7 @@ pub struct Tls {
     protocols: &'static [&'static [u8]],
     current: ArcSwap<ServerConfig>,
     looks: Mutex<Looks>,
+    warned: Mutex<Option<Instant>>,
     metrics: Metrics,
 }
 
@@ -122,7 +128,8 @@ impl Tls {
         let Read { sight, config } = files.read(protocols);
         metrics.tls_reload_failed(door).set(0);
         let looks = Mutex::new(Looks { tried: sight, failed: false, new: None });
-        Ok(Self { door, files, protocols, current: ArcSwap::from_pointee(config?), looks, metrics })
+        let current = ArcSwap::from_pointee(config?);
+        Ok(Self { door, files, protocols, current, looks, warned: Mutex::new(None), metrics })
     }
 
     /// Shakes hands, within a time limit; to be called in the connection's own task. What failed is counted.
@@ -135,10 +142,32 @@ impl Tls {
             Ok(accepted) => accepted,
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long")),
         };
-        if accepted.is_err() {
+        // Who hangs up in the middle is most likely a probe that only wants to know whether the port is open.
+        if accepted.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::UnexpectedEof) {
             self.metrics.tls_handshakes_failed(self.door).inc();
         }
         accepted
+    }
+
+    /// Tells of a handshake that failed: a misconfigured client has to be found, and a hostile one must not fill the
+    /// log.
+    pub fn report(&self, peer: &impl fmt::Display, error: &io::Error) {
+        let door = self.door.as_str();
+        if error.kind() == io::ErrorKind::UnexpectedEof || !self.may_warn() {
+            tracing::debug!(door, %peer, %error, "TLS handshake failed");
+            return;
+        }
+        tracing::warn!(door, %peer, %error, "TLS handshake failed; others in the next ten seconds are told at level debug");
+    }
+
+    fn may_warn(&self) -> bool {
+        let now = clock::instant();
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = warned.is_none_or(|at| now.saturating_since(at) >= WARN_INTERVAL);
+        if may {
+            *warned = Some(now);
+        }
+        may
     }
 
     /// Reads the files whenever they change, until the task is aborted.

@@ -70,30 +70,35 @@ fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
+/// A block of docs/tls.md, by its first line.
+fn documented(first: &str) -> String {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/tls.md")).unwrap();
+    let block = page.split("```yaml\n").find(|block| block.starts_with(first)).unwrap();
+    block.split("```").next().unwrap().to_owned()
+}
+
+fn replaced(text: &str, shipped: &str, ours: &str) -> String {
+    assert_eq!(text.matches(shipped).count(), 1, "{shipped}");
+    text.replace(shipped, ours)
+}
+
 /// What docs/tls.md shows, with these files.
 fn speaks_tls(envoy: envoy::Builder, ca: &Path, client: Option<&Files>) -> envoy::Builder {
-    let client = client.map_or_else(String::new, |client| {
-        format!(
-            "tls_certificates: [{{certificate_chain: {{filename: {}}}, private_key: {{filename: {}}}}}]",
-            client.certificate.display(),
-            client.key.display()
-        )
-    });
-    let ours = format!(
-        r#"connect_timeout: 5s
-      transport_socket:
-        name: envoy.transport_sockets.tls
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-          sni: {SERVER}
-          common_tls_context:
-            {client}
-            validation_context:
-              trusted_ca: {{filename: {ca}}}
-              match_typed_subject_alt_names: [{{san_type: DNS, matcher: {{exact: {SERVER}}}}}]"#,
-        ca = ca.display()
-    );
-    envoy.replace("connect_timeout: 0.25s", &ours)
+    let (certificate, key) = ("/etc/envoy/tls/tls.crt", "/etc/envoy/tls/tls.key");
+    let mut socket = replaced(&documented("      transport_socket:"), "/etc/envoy/tls/ca.crt", &shown(ca));
+    if let Some(client) = client {
+        socket = replaced(&socket, certificate, &shown(&client.certificate));
+        socket = replaced(&socket, key, &shown(&client.key));
+    } else {
+        let own = format!(
+            "            tls_certificates:
+              - certificate_chain: {{filename: {certificate}}}
+                private_key: {{filename: {key}}}
+"
+        );
+        socket = replaced(&socket, &own, "");
+    }
+    envoy.replace("      connect_timeout: 0.25s\n", &format!("      connect_timeout: 5s\n{socket}"))
 }
 
 fn with_key(keyward: &Keyward) -> Key {
@@ -118,6 +123,12 @@ async fn refused_handshakes(keyward: &Keyward) -> u64 {
     keyward.count("keyward_tls_handshakes_failed_total", &[("door", "grpc")]).await
 }
 
+/// The log comes after the alert that the client sees.
+async fn is_logged(keyward: &Keyward, text: &str) {
+    let found = eventually(async || keyward.log().contains(text).then_some(())).await;
+    assert!(found.is_some(), "{text} is not in the log:\n{}", keyward.log());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn envoy_asks_over_tls_and_nobody_in_the_clear() {
     let pki = Pki::new();
@@ -127,6 +138,7 @@ async fn envoy_asks_over_tls_and_nobody_in_the_clear() {
     assert_eq!(refused_handshakes(&keyward).await, 0);
     assert_eq!(status_through(&keyward, &key, |envoy| envoy).await, 503);
     assert!(refused_handshakes(&keyward).await > 0);
+    is_logged(&keyward, "corrupt message").await;
     // The other way round: Envoy does not believe just any server.
     let stranger = Authority::new().write(pki.path().join("stranger.crt"));
     assert_eq!(status_through(&keyward, &key, |envoy| speaks_tls(envoy, &stranger, None)).await, 503);
@@ -135,7 +147,8 @@ async fn envoy_asks_over_tls_and_nobody_in_the_clear() {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_clients_of_the_authority_are_answered() {
     let pki = Pki::new();
-    let keyward = pki.mtls(Keyward::new()).start().await;
+    let told = Keyward::new().arg("--log-level", "info,keyward::server::tls=debug");
+    let keyward = pki.mtls(told).start().await;
     let key = with_key(&keyward);
     let through = async |client: Option<&Files>| {
         status_through(&keyward, &key, |envoy| speaks_tls(envoy, &pki.ca, client)).await
@@ -146,8 +159,10 @@ async fn only_clients_of_the_authority_are_answered() {
     assert_eq!(through(None).await, 503);
     let none = refused_handshakes(&keyward).await;
     assert!(none > 0);
+    is_logged(&keyward, "peer sent no certificates").await;
     let foreign = Authority::new().sign(&[CLIENT]).write(pki.path(), "foreign");
     assert_eq!(through(Some(&foreign)).await, 503);
+    is_logged(&keyward, "UnknownIssuer").await;
     assert!(refused_handshakes(&keyward).await > none);
 }
 
@@ -166,6 +181,7 @@ async fn only_clients_on_the_list_are_answered() {
     // Its neighbour in the same mesh, and a wildcard that would fit.
     assert_eq!(through(&["spiffe://example.com/ns/edge/sa/envoy2", "*.example.com", "10.1.2.4"]).await, 503);
     assert!(refused_handshakes(&keyward).await > 0);
+    is_logged(&keyward, "ApplicationVerificationFailure").await;
     for name in ["other.example.com", "example.com", ""] {
         assert!(!is_let_in(&pki, &keyward, &[name]).await, "{name}");
     }
@@ -348,6 +364,14 @@ async fn a_client_authority_is_exchanged_while_running() {
     std::fs::write(&ca, clients.pem() + &pki.authority.pem()).unwrap();
     let is_in = async || is_let_in(&pki, &keyward, &[CLIENT]).await.then_some(());
     eventually(is_in).await.expect("the added authority should count");
+}
+
+#[test]
+fn the_documented_settings_are_valid() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("k.yaml"), documented("grpc:\n")).unwrap();
+    let ended = run(folder.path(), &["config", "check", "--config", "k.yaml"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
 }
 
 #[test]

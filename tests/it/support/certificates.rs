@@ -1,9 +1,13 @@
 //! Certificates made for one test.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rcgen::string::Ia5String;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+
+/// How many authorities there are.
+static MADE: AtomicUsize = AtomicUsize::new(0);
 
 /// An authority.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -23,8 +27,9 @@ pub(crate) struct Files {
 impl Authority {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
-        // Of the same name, what it signs would be taken for self-signed.
-        params.distinguished_name.push(DnType::CommonName, "an authority of the tests");
+        // Of one name, an authority and what it signs, or two authorities, would be taken for each other.
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        params.distinguished_name.push(DnType::CommonName, format!("authority {number} of the tests"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(params, key()).expect("make an authority"))
     }
