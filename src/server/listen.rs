@@ -240,6 +240,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_accepted_connection_sends_at_once_and_notices_a_peer_that_is_gone() {
+        let listener = Listener::open(&"127.0.0.1:0".parse().unwrap(), false).await.unwrap();
+        let Listener::Tcp(tcp) = &listener else { panic!("{listener:?}") };
+        let address = tcp.local_addr().unwrap();
+        let _early = TcpStream::connect(address).await.unwrap();
+        let accepted = listener.accept().await.unwrap();
+        // Not accepted by the time that the socket is closed, and still not lost.
+        let _late = TcpStream::connect(address).await.unwrap();
+        let mut all = listener.close();
+        assert_eq!(all.len(), 1);
+        all.push(accepted);
+        for accepted in all {
+            let Accepted::Tcp(stream, _) = accepted else { panic!("{accepted:?}") };
+            assert!(stream.nodelay().unwrap());
+            assert!(sockopt::socket_keepalive(&stream).unwrap());
+            assert_eq!(sockopt::tcp_keepidle(&stream).unwrap(), KEEPALIVE_IDLE);
+        }
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test]
     async fn a_stale_socket_is_replaced_and_a_used_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keyward.sock");
