@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::path::PathBuf;
 
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 
 use super::output::note;
 use crate::config::{Given, Loaded, Mistakes, Setting, TABLE, load};
@@ -124,8 +124,16 @@ fn argument(setting: &'static Setting) -> Arg {
         .help_heading("Settings")
         .help(format!("{first} [default: {}]", setting.default))
         .long_help(format!("{help}\n\n{names}"));
+    if is_repeatable(setting) {
+        return argument.action(ArgAction::Append);
+    }
     // A switch may stand alone.
     if setting.form == "on|off" { argument.num_args(0..=1).default_missing_value("on") } else { argument }
+}
+
+/// Addresses are added one by one; other lists are better seen whole.
+fn is_repeatable(setting: &Setting) -> bool {
+    setting.flag == "grpc-listen"
 }
 
 impl<S: Selection> Args for SettingFlags<S> {
@@ -147,7 +155,8 @@ impl<S: Selection> Args for SettingFlags<S> {
 impl<S: Selection> FromArgMatches for SettingFlags<S> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = |setting: &'static Setting| {
-            matches.get_one::<String>(setting.flag).map(|text| (setting.flag, text.clone()))
+            let texts: Vec<&str> = matches.get_many::<String>(setting.flag)?.map(String::as_str).collect();
+            Some((setting.flag, texts.join(",")))
         };
         Ok(Self {
             file: matches.get_one::<PathBuf>(CONFIG).cloned(),

@@ -9,6 +9,7 @@ mod check;
 mod config;
 mod confirm;
 mod deny;
+mod doors;
 mod failure;
 mod flags;
 mod health;

@@ -7,29 +7,23 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::AuthorizationServer;
 use serde_json::{Map, Value};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
+use super::doors::{check_service, grpc_tls, open_admin, open_grpc, responder};
 use super::failure::{Exit, Failure};
 use super::flags::{AllSettings, SettingFlags};
 use super::parts::{Parts, Purpose};
 use super::reload::Reloading;
-use crate::authorizer::Authorizer;
-use crate::config::{Listen, Setting, Settings};
-use crate::domain::key_format::KeyForm;
+use crate::config::{Setting, Settings};
 use crate::server::admin::{AdminState, router};
-use crate::server::decisions::DecisionRecorder;
+use crate::server::connections::Connections;
 use crate::server::explain::Explainer;
-use crate::server::grpc::{CheckOptions, CheckService};
 use crate::server::listen;
 use crate::server::readiness::Readiness;
-use crate::server::response::{Responder, ResponseOptions};
 use crate::server::watch::{StoreWatch, set_health};
 use crate::telemetry::decision_log::DecisionLog;
 use crate::telemetry::logging::{self, Level};
@@ -40,8 +34,6 @@ use crate::telemetry::traces::Traces;
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
 /// What a reader of the decision log may take for its last lines.
 const LAST_LINES_LIMIT: Duration = Duration::from_secs(1);
-/// Checks that one connection may have open: Envoy opens that many.
-const MAX_CONCURRENT_STREAMS: u32 = 1024;
 
 /// Runs the sidecar until it is told to stop.
 pub(super) fn run(flags: SettingFlags<AllSettings>) -> Result<Exit, Failure> {
@@ -71,6 +63,7 @@ pub(super) fn run(flags: SettingFlags<AllSettings>) -> Result<Exit, Failure> {
 
 async fn serve(settings: &Settings, flags: SettingFlags<AllSettings>, level: Level) -> Result<(), Failure> {
     let metrics = Metrics::new();
+    let tls = grpc_tls(settings, &metrics).map_err(Failure::usage)?;
     let decision_log = open_decision_log(settings, &metrics).await?;
     let parts = Parts::build(settings, &metrics, Purpose::Serve).await?;
     let readiness = Arc::new(Readiness::new(Arc::clone(&parts.freshness), Arc::clone(&parts.outage)));
@@ -81,11 +74,11 @@ async fn serve(settings: &Settings, flags: SettingFlags<AllSettings>, level: Lev
         Explainer::new(Arc::clone(&parts.authorizer), responder(settings), settings.check_timeout);
     let checks = check_service(settings, parts.authorizer, decision_log.clone(), &metrics);
     let checks = AuthorizationServer::new(checks).max_decoding_message_size(settings.max_check_bytes);
-    let grpc = Server::builder()
-        .max_concurrent_streams(Some(MAX_CONCURRENT_STREAMS))
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .add_service(health_service)
-        .add_service(checks);
+    let grpc = Connections {
+        routes: Routes::new(health_service).add_service(checks).prepare(),
+        tls: tls.clone(),
+        max_age: settings.max_connection_age,
+    };
     let shown = Arc::new(ArcSwap::from_pointee(shown(settings)));
     let admin = router(AdminState {
         caches: parts.caches,
@@ -102,9 +95,9 @@ async fn serve(settings: &Settings, flags: SettingFlags<AllSettings>, level: Lev
     let hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
     let stop = CancellationToken::new();
     let mut doors = JoinSet::new();
-    open_grpc(&mut doors, grpc, &settings.grpc_listen, stop.clone()).await.map_err(Failure::usage)?;
+    open_grpc(&mut doors, grpc, settings, &stop).await.map_err(Failure::usage)?;
     let admin_listener =
-        listen::tcp(settings.admin_listen).await.context("listen for admin requests (--admin-listen)");
+        listen::tcp(settings.admin_listen, false).context("listen for admin requests (--admin-listen)");
     let admin_listener = admin_listener.map_err(Failure::usage)?;
     open_admin(&mut doors, admin, admin_listener, stop.clone());
 
@@ -117,11 +110,15 @@ async fn serve(settings: &Settings, flags: SettingFlags<AllSettings>, level: Lev
         decision_log: decision_log.clone(),
         metrics: metrics.clone(),
     };
-    let reloading = tokio::spawn(reloading.follow(hangup));
     let stop_writing = CancellationToken::new();
     let writer = tokio::spawn(parts.uses.run(stop_writing.clone()));
-    let watching_file = tokio::spawn(parts.deny.watch());
-    let following = tokio::spawn(parts.feed.run());
+    let mut followers = JoinSet::new();
+    followers.spawn(reloading.follow(hangup));
+    followers.spawn(parts.deny.watch());
+    followers.spawn(parts.feed.run());
+    if let Some(tls) = tls {
+        followers.spawn(tls.watch());
+    }
     let watch = StoreWatch {
         store: parts.store,
         freshness: parts.freshness,
@@ -164,16 +161,11 @@ async fn serve(settings: &Settings, flags: SettingFlags<AllSettings>, level: Lev
         tracing::warn!("the canary's key was left behind; another replica removes it within an hour");
     }
     // Not before the last answer: a revocation and a denial have to hold for that one too.
-    following.abort();
-    watching_file.abort();
-    reloading.abort();
+    followers.abort_all();
     write_last_lines(decision_log.as_deref()).await;
     stop_writing.cancel();
     let _ = writer.await;
     parts.background.finish(FINISH_LIMIT).await;
-    if let Listen::Unix(path) = &settings.grpc_listen {
-        let _ = std::fs::remove_file(path);
-    }
     tracing::info!("stopped");
     end
 }
@@ -182,26 +174,6 @@ async fn serve(settings: &Settings, flags: SettingFlags<AllSettings>, level: Lev
 pub(super) fn shown(settings: &Settings) -> Value {
     let named = |(setting, value): (&Setting, String)| (setting.flag.to_owned(), Value::from(value));
     Value::Object(settings.shown().into_iter().map(named).collect::<Map<_, _>>())
-}
-
-pub(super) fn responder(settings: &Settings) -> Responder {
-    Responder::new(ResponseOptions {
-        header_prefix: settings.response_header_prefix.clone(),
-        headers: settings.response_headers.clone(),
-        credential_sources: settings.credential_sources.clone(),
-        forward_credentials: settings.forward_credentials,
-        error_format: settings.error_format,
-        on_unavailable: settings.on_unavailable,
-    })
-}
-
-fn check_options(settings: &Settings) -> CheckOptions {
-    CheckOptions {
-        credential_sources: settings.credential_sources.clone(),
-        credential_conflict: settings.credential_conflict,
-        client_ip: settings.client_ip.clone(),
-        timeout: settings.check_timeout,
-    }
 }
 
 async fn open_decision_log(
@@ -214,65 +186,10 @@ async fn open_decision_log(
     log.map(Some).with_context(|| format!("open --decision-log {target}")).map_err(Failure::usage)
 }
 
-fn check_service(
-    settings: &Settings,
-    authorizer: Arc<Authorizer>,
-    decision_log: Option<Arc<DecisionLog>>,
-    metrics: &Metrics,
-) -> CheckService {
-    let recorder = decision_log.map(|log| DecisionRecorder {
-        log,
-        credential_sources: settings.credential_sources.clone(),
-        credential_conflict: settings.credential_conflict,
-        form: KeyForm {
-            prefix_length: settings.key_prefix_length,
-            beginning: settings.new_key_prefix.clone(),
-        },
-    });
-    CheckService::new(authorizer, responder(settings), check_options(settings), recorder, metrics.clone())
-}
-
 async fn write_last_lines(decision_log: Option<&DecisionLog>) {
     if let Some(log) = decision_log
         && !log.finish(LAST_LINES_LIMIT).await
     {
         tracing::warn!("nobody takes the last lines of the decision log; they are lost");
-    }
-}
-
-async fn open_grpc(
-    doors: &mut JoinSet<()>,
-    grpc: Router,
-    address: &Listen,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    let context = "listen for checks (--grpc-listen)";
-    match address {
-        Listen::Tcp(address) => {
-            let incoming =
-                TcpIncoming::from(listen::tcp(*address).await.context(context)?).with_nodelay(Some(true));
-            doors.spawn(async move {
-                report("grpc", grpc.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await);
-            });
-        }
-        Listen::Unix(path) => {
-            let incoming = UnixListenerStream::new(listen::unix(path).await.context(context)?);
-            doors.spawn(async move {
-                report("grpc", grpc.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await);
-            });
-        }
-    }
-    Ok(())
-}
-
-fn open_admin(doors: &mut JoinSet<()>, admin: axum::Router, listener: TcpListener, stop: CancellationToken) {
-    doors.spawn(async move {
-        report("admin", axum::serve(listener, admin).with_graceful_shutdown(stop.cancelled_owned()).await);
-    });
-}
-
-fn report<E: std::error::Error>(door: &str, served: Result<(), E>) {
-    if let Err(error) = served {
-        tracing::error!(door, %error, "door closed");
     }
 }

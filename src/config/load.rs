@@ -240,12 +240,12 @@ impl Layers {
     /// The rules that concern several settings.
     fn check_together(&mut self, settings: &Settings) {
         if settings.redis.is_some() && settings.cache_secret_file.is_none() {
-            let redis = self.texts.get("redis").and_then(|texts| texts.last());
-            let place = redis.and_then(|(origin, _)| origin.place()).unwrap_or("--redis").to_owned();
+            let place = self.place_of("redis");
             self.mistakes.push(format!(
                 "{place}: expected --cache-secret-file too, because what goes to Redis is sealed with it"
             ));
         }
+        self.check_tls(settings);
         let prefix = &settings.response_header_prefix;
         for source in &settings.credential_sources {
             let CredentialSource::Header(name) = source else { continue };
@@ -256,6 +256,39 @@ impl Layers {
                 ));
             }
         }
+    }
+}
+
+impl Layers {
+    fn check_tls(&mut self, settings: &Settings) {
+        let (cert, key) = (settings.grpc_tls_cert.is_some(), settings.grpc_tls_key.is_some());
+        let (ca, sans) = (settings.grpc_tls_client_ca.is_some(), !settings.grpc_tls_client_sans.is_empty());
+        let rules = [
+            ("grpc-tls-cert", cert && !key, "--grpc-tls-key too, the private key of this certificate"),
+            ("grpc-tls-key", key && !cert, "--grpc-tls-cert too, the certificate of this key"),
+            (
+                "grpc-tls-client-ca",
+                ca && !cert,
+                "--grpc-tls-cert and --grpc-tls-key too: without TLS no client shows a certificate",
+            ),
+            (
+                "grpc-tls-client-sans",
+                sans && !ca,
+                "--grpc-tls-client-ca too: only an authority's word makes a name worth something",
+            ),
+        ];
+        for (flag, is_broken, expected) in rules {
+            if is_broken {
+                let place = self.place_of(flag);
+                self.mistakes.push(format!("{place}: expected {expected}"));
+            }
+        }
+    }
+
+    /// Where the text that holds for a setting was given.
+    fn place_of(&self, flag: &str) -> String {
+        let strongest = self.texts.get(flag).and_then(|texts| texts.last());
+        strongest.and_then(|(origin, _)| origin.place()).map_or_else(|| format!("--{flag}"), str::to_owned)
     }
 }
 

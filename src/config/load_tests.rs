@@ -22,7 +22,9 @@ fn mistakes(given: Given) -> String {
 /// A text for each setting that is valid and not the default.
 fn other_text(setting: &Setting) -> &'static str {
     match setting.flag {
-        "grpc-listen" => "unix:/tmp/k",
+        "grpc-listen" => "unix:/tmp/k,127.0.0.1:9190",
+        "grpc-tls-cert" | "grpc-tls-key" | "grpc-tls-client-ca" => "/pem",
+        "grpc-tls-client-sans" => "envoy.example.com,spiffe://a/b,10.0.0.7",
         "admin-listen" => "127.0.0.1:1",
         "worker-threads" | "verify-threads" => "77",
         "drain-delay"
@@ -33,6 +35,7 @@ fn other_text(setting: &Setting) -> &'static str {
         | "last-used-interval"
         | "lease"
         | "outage-grace"
+        | "max-connection-age"
         | "check-timeout" => "7s",
         "store" => "sqlite:other.db",
         "redis" => "redis://h",
@@ -45,7 +48,7 @@ fn other_text(setting: &Setting) -> &'static str {
         "response-header-prefix" => "x-a-",
         "response-headers" => "role",
         "client-ip" => "xff:2",
-        "forward-credentials" | "canary" => "on",
+        "forward-credentials" | "canary" | "reuse-port" => "on",
         "on-unavailable" => "error",
         "new-key-prefix" => "ab_",
         "error-format" => "google",
@@ -86,9 +89,24 @@ fn every_setting_can_be_given_in_every_layer_and_the_stronger_layer_wins() {
         if setting.flag == "redis" {
             base.push(("KEYWARD_CACHE_SECRET_FILE", "/secret"));
         }
+        // Nor does TLS stand by halves.
+        base.extend(match setting.flag {
+            "grpc-tls-cert" => vec![("KEYWARD_GRPC_TLS_KEY", "/pem")],
+            "grpc-tls-key" => vec![("KEYWARD_GRPC_TLS_CERT", "/pem")],
+            "grpc-tls-client-ca" => {
+                vec![("KEYWARD_GRPC_TLS_CERT", "/pem"), ("KEYWARD_GRPC_TLS_KEY", "/pem")]
+            }
+            "grpc-tls-client-sans" => vec![
+                ("KEYWARD_GRPC_TLS_CERT", "/pem"),
+                ("KEYWARD_GRPC_TLS_KEY", "/pem"),
+                ("KEYWARD_GRPC_TLS_CLIENT_CA", "/pem"),
+            ],
+            _ => vec![],
+        });
         let variable = setting.variable();
         let with = |in_flag: Option<&str>, in_environment: Option<&str>, in_file: Option<&str>| {
-            let mut pairs = base.clone();
+            let is_given = in_flag.or(in_environment).or(in_file).is_some();
+            let mut pairs = if is_given { base.clone() } else { vec![] };
             pairs.extend(in_environment.map(|text| (variable.as_str(), text)));
             let written = in_file.map(|text| file(&yaml(setting, text)));
             let loaded = load(Given {
@@ -305,4 +323,20 @@ fn a_changed_password_differs_though_it_is_never_shown() {
     }
     let (info, debug) = (with("KEYWARD_LOG_LEVEL", "info"), with("KEYWARD_LOG_LEVEL", "debug"));
     assert_eq!(flags(&info, &debug), ["log-level"]);
+}
+
+#[test]
+fn tls_by_halves_is_told_with_what_is_missing() {
+    for (given, expected) in [
+        (&[("KEYWARD_GRPC_TLS_CERT", "/c")][..], "KEYWARD_GRPC_TLS_CERT: expected --grpc-tls-key too"),
+        (&[("KEYWARD_GRPC_TLS_KEY", "/k")], "KEYWARD_GRPC_TLS_KEY: expected --grpc-tls-cert too"),
+        (&[("KEYWARD_GRPC_TLS_CLIENT_CA", "/a")], "KEYWARD_GRPC_TLS_CLIENT_CA: expected --grpc-tls-cert and"),
+        (
+            &[("KEYWARD_GRPC_TLS_CLIENT_SANS", "a.b")],
+            "KEYWARD_GRPC_TLS_CLIENT_SANS: expected --grpc-tls-client-ca",
+        ),
+    ] {
+        let text = mistakes(Given { environment: environment(given), ..Given::default() });
+        assert!(text.contains(expected) && text.lines().count() == 1, "{text}");
+    }
 }

@@ -16,4 +16,4 @@ mod pages;
 pub use load::{Effective, Given, Loaded, Mistakes, Origin, load};
 pub use schema::schema;
 pub use settings::{Secrecy, Setting, Settings, TABLE};
-pub use values::{Listen, SecretUrl, Shown};
+pub use values::{SecretUrl, Shown};

@@ -8,10 +8,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::values::{self, DAY, Listen, MILLISECOND, MINUTE, Reading, SECOND, SecretUrl, Shown};
+use super::values::{self, DAY, MILLISECOND, MINUTE, Reading, SECOND, SecretUrl, Shown};
 use crate::domain::key::PrefixLength;
 use crate::domain::model_path::ModelPaths;
 use crate::domain::rules::{ScopePaths, Shadow};
+use crate::server::client_san::ClientSan;
+use crate::server::listen::Listen;
 use crate::server::options::{
     ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat, IdentityHeader, OnUnavailable,
 };
@@ -120,9 +122,36 @@ macro_rules! settings {
 }
 
 settings! {
-    /// Where Envoy's ext_authz checks are taken (gRPC): an IP address and port, or unix:/path for a socket that its
-    /// owner and group may use. Nothing is encrypted here, so keep it on the loopback address or a socket.
-    "grpc-listen"("ADDRESS", Plain) => grpc_listen: Listen = "127.0.0.1:9191", values::listen;
+    /// Where Envoy's ext_authz checks are taken (gRPC), a comma list, or the flag several times: an IP address and port,
+    /// unix:/path for a socket that its owner and group may use, or unix:@name for an abstract one, which everybody in
+    /// the network namespace may. Without --grpc-tls-cert nothing is encrypted, so keep to the loopback address or a socket.
+    "grpc-listen"("LIST", Plain) => grpc_listen: Vec<Listen> = "127.0.0.1:9191", values::listens;
+
+    /// A PEM file with the certificate for gRPC and the intermediate ones behind it, or off for no TLS. It holds for
+    /// every address of --grpc-listen. A change of it, of the key and of the authorities is seen within three seconds
+    /// and holds for new connections.
+    "grpc-tls-cert"("PATH|off", Plain) => grpc_tls_cert: Option<PathBuf> = "off", |text| values::optional(text, values::file);
+
+    /// A PEM file with the private key of --grpc-tls-cert, without a passphrase, or off.
+    "grpc-tls-key"("PATH|off", Plain) => grpc_tls_key: Option<PathBuf> = "off", |text| values::optional(text, values::file);
+
+    /// A PEM file with the authorities of clients, or off. With it, only a client with a certificate of theirs is
+    /// answered (mTLS); without it, everybody who can connect is.
+    "grpc-tls-client-ca"("PATH|off", Plain) => grpc_tls_client_ca: Option<PathBuf> = "off", |text| values::optional(text, values::file);
+
+    /// Which clients of --grpc-tls-client-ca are answered, a comma list of names, or none for all of them: a DNS name, a
+    /// URI such as spiffe://example.com/envoy or an IP address that the certificate has as a subject alternative name, to
+    /// the letter. An authority that signs for others too needs this list.
+    "grpc-tls-client-sans"("LIST|none", Plain) => grpc_tls_client_sans: Vec<ClientSan> = "none", values::list;
+
+    /// Whether another process may listen on the same TCP addresses of --grpc-listen (SO_REUSEPORT): on or off. For a
+    /// successor that starts before this one ends. On, a second process that was started by mistake is not noticed.
+    "reuse-port"("on|off", Plain) => reuse_port: bool = "off", values::switch;
+
+    /// How old a gRPC connection becomes, give or take a tenth, or off: 1s to 30d. Then the client is told to open
+    /// another (GOAWAY), and what has begun is answered. For load balancers, and for a look at new certificates.
+    "max-connection-age"("DURATION|off", Plain) => max_connection_age: Option<Duration> = "off",
+        |text| values::optional(text, |text| values::duration(text, SECOND..=30 * DAY));
 
     /// Where /livez, /readyz, /metrics, /stats and the cache, deny and check commands are served (HTTP): an IP address and
     /// port. Whoever reaches it can flush the caches, deny keys and try keys.

@@ -14,6 +14,8 @@ use crate::domain::key::{MAX_KEY_BYTES, PrefixLength};
 use crate::domain::key_format::TAIL_CHARACTERS;
 use crate::domain::model_path::ModelPaths;
 use crate::domain::rules::{ScopePaths, Shadow};
+use crate::server::client_san::ClientSan;
+use crate::server::listen::Listen;
 use crate::server::options::{ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat};
 use crate::server::options::{IdentityHeader, OnUnavailable, is_token};
 use crate::telemetry::decision_log::{Sample, Target};
@@ -25,15 +27,6 @@ pub(super) const HIDDEN: &str = "[redacted]";
 
 /// A value, or what was expected.
 pub(super) type Reading<T> = Result<T, String>;
-
-/// A listening address of the gRPC port.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Listen {
-    /// `127.0.0.1:9191`
-    Tcp(SocketAddr),
-    /// `unix:/path`
-    Unix(PathBuf),
-}
 
 /// A URL that may hold a password. `Debug` and `Display` print it without.
 #[derive(Clone)]
@@ -112,17 +105,7 @@ macro_rules! shown_by_display {
 
 shown_by_display!(SocketAddr, SecretUrl, String, usize, ClientIpSource, CredentialConflict, ErrorFormat);
 shown_by_display!(OnUnavailable, CredentialSource, IdentityHeader, ModelPaths, ScopePaths, Shadow);
-shown_by_display!(OtlpEndpoint, OtlpProtocol, SampleShare);
-shown_by_display!(Target, Sample);
-
-impl Shown for Listen {
-    fn shown(&self) -> String {
-        match self {
-            Self::Tcp(address) => address.to_string(),
-            Self::Unix(path) => format!("unix:{}", path.display()),
-        }
-    }
-}
+shown_by_display!(OtlpEndpoint, OtlpProtocol, SampleShare, Target, Sample, ClientSan, Listen);
 
 impl Shown for Duration {
     fn shown(&self) -> String {
@@ -197,15 +180,17 @@ pub(super) fn switch(text: &str) -> Reading<bool> {
     }
 }
 
-pub(super) fn listen(text: &str) -> Reading<Listen> {
-    match text.strip_prefix("unix:") {
-        Some("") => Err("a path behind unix:".to_owned()),
-        Some(path) => Ok(Listen::Unix(PathBuf::from(path))),
-        None => text
-            .parse()
-            .map(Listen::Tcp)
-            .map_err(|_| "an IP address and port such as 127.0.0.1:9191, or unix:/path".to_owned()),
+/// A comma list of addresses, at least one.
+pub(super) fn listens(text: &str) -> Reading<Vec<Listen>> {
+    let mut addresses = Vec::new();
+    for item in text.split(',') {
+        let address = word(item.trim())?;
+        if addresses.contains(&address) {
+            return Err("each address only once".to_owned());
+        }
+        addresses.push(address);
     }
+    Ok(addresses)
 }
 
 pub(super) fn socket_address(text: &str) -> Reading<SocketAddr> {

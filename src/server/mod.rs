@@ -1,6 +1,8 @@
 //! The front doors: gRPC `ext_authz` and the admin port. They turn wire into domain and back; no rule is decided here.
 
 pub mod admin;
+pub mod client_san;
+pub mod connections;
 pub mod credentials;
 pub mod decisions;
 mod deny;
@@ -17,4 +19,5 @@ pub mod readiness;
 pub mod report;
 pub mod request;
 pub mod response;
+pub mod tls;
 pub mod watch;

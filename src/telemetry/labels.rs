@@ -76,6 +76,29 @@ pub struct ReloadLabels {
     pub result: &'static str,
 }
 
+/// Where connections come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Door {
+    /// `--grpc-listen`
+    Grpc,
+}
+
+impl Door {
+    /// The label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+        }
+    }
+}
+
+/// Which door.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DoorLabels {
+    /// `grpc`
+    pub door: Door,
+}
+
 /// Which program is running.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct BuildLabels {
@@ -100,6 +123,7 @@ label_value!(
     Self::Hit => "hit", Self::Miss => "miss", Self::Absent => "absent",
     Self::Rejected => "rejected", Self::Error => "error",
 );
+label_value!(Door, door => door.as_str());
 label_value!(Tier, tier => tier.as_str());
 
 /// What rules of policy say.

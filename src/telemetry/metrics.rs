@@ -16,8 +16,8 @@ use crate::domain::decision::Tier;
 use crate::domain::denial::Denial;
 
 pub use super::labels::{
-    BuildLabels, CacheKind, CacheLabels, CacheResult, CheckLabels, FailureLabels, ReloadLabels, ShadowLabels,
-    TierLabels,
+    BuildLabels, CacheKind, CacheLabels, CacheResult, CheckLabels, Door, DoorLabels, FailureLabels,
+    ReloadLabels, ShadowLabels, TierLabels,
 };
 
 /// The handles. Cloning shares them.
@@ -91,6 +91,10 @@ pub struct Metrics {
     pub decision_log_dropped: Counter,
     /// `keyward_reloads_total`
     reloads: Family<ReloadLabels, Counter>,
+    /// `keyward_tls_reload_failed`
+    tls_reload_failed: Family<DoorLabels, Gauge>,
+    /// `keyward_tls_handshakes_failed_total`
+    tls_handshakes_failed: Family<DoorLabels, Counter>,
     build_info: Family<BuildLabels, Gauge<i64, AtomicI64>>,
 }
 
@@ -192,6 +196,10 @@ impl Metrics {
         for result in ["ok", "failed"] {
             let _ = reloads.get_or_create(&ReloadLabels { result });
         }
+        let tls_reload_failed = Family::<DoorLabels, Gauge>::default();
+        let _ = tls_reload_failed.get_or_create(&DoorLabels { door: Door::Grpc });
+        let tls_handshakes_failed = Family::<DoorLabels, Counter>::default();
+        let _ = tls_handshakes_failed.get_or_create(&DoorLabels { door: Door::Grpc });
         let build_info = Family::<BuildLabels, Gauge<i64, AtomicI64>>::default();
         build_info.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
         Self {
@@ -229,8 +237,20 @@ impl Metrics {
             gauges: Gauges::new(),
             decision_log_dropped: Counter::default(),
             reloads,
+            tls_reload_failed,
+            tls_handshakes_failed,
             build_info,
         }
+    }
+
+    /// 1 while this door's certificate files can't be used.
+    pub fn tls_reload_failed(&self, door: Door) -> Gauge {
+        self.tls_reload_failed.get_or_create_owned(&DoorLabels { door })
+    }
+
+    /// Handshakes that came to nothing at this door.
+    pub fn tls_handshakes_failed(&self, door: Door) -> Counter {
+        self.tls_handshakes_failed.get_or_create_owned(&DoorLabels { door })
     }
 
     /// Counts one check that was allowed with a key.
@@ -360,6 +380,16 @@ impl Metrics {
             self.decision_log_dropped.clone(),
         );
         registry.register("reloads", "Reloads by SIGHUP, by result", self.reloads.clone());
+        registry.register(
+            "tls_reload_failed",
+            "1 while the TLS files of a door can't be used and their last good version is in force",
+            self.tls_reload_failed.clone(),
+        );
+        registry.register(
+            "tls_handshakes_failed",
+            "TLS handshakes that failed or took too long, by door",
+            self.tls_handshakes_failed.clone(),
+        );
         registry.register("build_info", "The running version", self.build_info.clone());
         self.gauges.register(registry);
         root

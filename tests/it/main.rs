@@ -38,6 +38,8 @@ mod reload;
 mod rolling;
 mod sdks;
 mod secrecy;
+mod sockets;
+mod sockets_tls;
 mod stores;
 mod stores_admin;
 mod stores_postgres;

@@ -3,6 +3,7 @@
 //! Everything listens on loopback and is killed with the value that stands for it: on drop, also after a panic, and by
 //! the kernel when the test process itself is killed. Nothing sleeps for a fixed time: what takes time is polled.
 
+pub(crate) mod certificates;
 pub(crate) mod collector;
 pub(crate) mod envoy;
 pub(crate) mod grpc;

@@ -1,0 +1,162 @@
+//! The connections of a gRPC door: accepted, shaken hands with, served, aged, and closed in order.
+//!
+//! tonic's own server can't give each connection an age of its own, and its grace aborts what is in flight. So only its
+//! services are used here; the connections are hyper's. Ageing and shutting down both are a GOAWAY: what has begun is
+//! answered, and the client opens another connection for what comes next. Nothing here ever cuts off a stream.
+
+use std::fmt::Display;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+
+use super::listen::{Accepted, Listener};
+use super::tls::Tls;
+
+/// Checks that one connection may have open: Envoy opens that many.
+const MAX_CONCURRENT_STREAMS: u32 = 1024;
+/// How often a peer is asked over HTTP/2 whether it is still there.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// How long it may take to answer.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Pause after an accept that failed for want of something, most likely file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What every connection of a door gets.
+#[derive(Clone)]
+pub struct Connections {
+    /// What answers.
+    pub routes: Routes,
+    /// How hands are shaken; `None` for none at all.
+    pub tls: Option<Arc<Tls>>,
+    /// `--max-connection-age`
+    pub max_age: Option<Duration>,
+}
+
+impl Connections {
+    /// Accepts until it is told to stop, then ends when the last connection has ended.
+    pub async fn serve(self, listener: Listener, stop: CancellationToken) {
+        let tracker = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok(accepted) => self.start(accepted, &tracker, &stop),
+                Err(error) if is_of_the_connection(&error) => {
+                    tracing::debug!(%error, "connection not accepted");
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "connections can't be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        // Who has been let in by the kernel would be thrown out with the socket; they are served and told to go.
+        for accepted in listener.close() {
+            self.start(accepted, &tracker, &stop);
+        }
+        tracker.close();
+        tracker.wait().await;
+    }
+
+    fn start(&self, accepted: Accepted, tracker: &TaskTracker, stop: &CancellationToken) {
+        let (this, stop) = (self.clone(), stop.clone());
+        match accepted {
+            Accepted::Tcp(stream, peer) => {
+                tracker.spawn(async move { this.secure(stream, peer, stop).await })
+            }
+            Accepted::Unix(stream) => tracker.spawn(async move { this.secure(stream, "unix", stop).await }),
+        };
+    }
+
+    async fn secure<S>(self, stream: S, peer: impl Display, stop: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Some(tls) = self.tls else {
+            return run(stream, self.routes, self.max_age, peer, stop).await;
+        };
+        match tls.accept(stream).await {
+            Ok(stream) => run(stream, self.routes, self.max_age, peer, stop).await,
+            Err(error) => tls.report(&peer, &error),
+        }
+    }
+}
+
+async fn run<S>(
+    stream: S,
+    routes: Routes,
+    max_age: Option<Duration>,
+    peer: impl Display,
+    stop: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT);
+    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => Some(ended),
+        () = come_of_age(max_age) => None,
+        () = stop.cancelled() => None,
+    };
+    let ended = if let Some(ended) = ended {
+        ended
+    } else {
+        connection.as_mut().graceful_shutdown();
+        connection.await
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "connection ended");
+    }
+}
+
+async fn come_of_age(max_age: Option<Duration>) {
+    match max_age {
+        Some(age) => tokio::time::sleep(jittered(age, getrandom::u32().unwrap_or(u32::MAX / 2))).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Ten per cent more or less, so that connections that were opened together do not all come back together.
+fn jittered(age: Duration, random: u32) -> Duration {
+    age.mul_f64(0.9 + 0.2 * f64::from(random) / f64::from(u32::MAX))
+}
+
+/// The one that was to be accepted is gone, which says nothing about the next.
+fn is_of_the_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_is_ten_per_cent_more_or_less() {
+        let age = Duration::from_secs(100);
+        assert_eq!(jittered(age, 0), Duration::from_secs(90));
+        assert_eq!(jittered(age, u32::MAX).as_millis(), 110_000);
+    }
+}
