@@ -42,8 +42,8 @@ async fn tcp_unix_and_abstract_sockets_answer_at_once() {
     assert!(path.exists());
     let name = format!("keyward-test-{}", std::process::id());
     let keyward = Keyward::new()
-        .arg("--grpc-listen", &format!("unix:{}", path.display()))
-        .arg("--grpc-listen", &format!("unix:@{name}"))
+        .also_listen(&format!("unix:{}", path.display()))
+        .also_listen(&format!("unix:@{name}"))
         .start()
         .await;
     let metadata = std::fs::metadata(&path).unwrap();
@@ -71,7 +71,7 @@ async fn a_comma_list_is_several_listeners_too() {
     let folder = tempfile::tempdir().unwrap();
     let paths = ["a", "b"].map(|name| folder.path().join(name));
     let list = paths.clone().map(|path| format!("unix:{}", path.display())).join(",");
-    let keyward = Keyward::new().arg("--grpc-listen", &list).start().await;
+    let keyward = Keyward::new().also_listen(&list).start().await;
     for path in paths {
         tokio::net::UnixStream::connect(path).await.unwrap();
     }
@@ -200,7 +200,7 @@ async fn a_port_is_handed_over_without_a_failed_request() {
 
     let new = Keyward::new()
         .store(&format!("sqlite:{}", file.display()))
-        .arg("--grpc-listen", &addr.to_string())
+        .also_listen(&addr.to_string())
         .arg("--reuse-port", "on")
         .start()
         .await;

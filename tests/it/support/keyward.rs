@@ -20,6 +20,8 @@ pub(crate) struct Builder {
     folder: TempDir,
     store: String,
     args: Vec<String>,
+    /// Besides the one that every test has.
+    more_listeners: Vec<String>,
     /// Free ones otherwise.
     at: Option<(SocketAddr, SocketAddr)>,
 }
@@ -77,6 +79,12 @@ impl Builder {
         self
     }
 
+    /// One more `--grpc-listen`.
+    pub(crate) fn also_listen(mut self, address: &str) -> Self {
+        self.more_listeners.push(address.to_owned());
+        self
+    }
+
     /// Where checks and the admin port are answered.
     pub(crate) fn at(mut self, grpc: SocketAddr, admin: SocketAddr) -> Self {
         self.at = Some((grpc, admin));
@@ -103,6 +111,9 @@ impl Builder {
                 args.extend([flag.to_owned(), value.to_owned()]);
             }
         }
+        args.extend(
+            self.more_listeners.into_iter().flat_map(|address| ["--grpc-listen".to_owned(), address]),
+        );
         args.extend(self.args);
         let process = Process::start("keyward", binary(), self.folder.path(), &args);
         Keyward { process, grpc, admin, store: self.store, folder: self.folder }
@@ -114,7 +125,7 @@ impl Keyward {
     pub(crate) fn new() -> Builder {
         let folder = tempfile::Builder::new().prefix("keyward-test-").tempdir().expect("make a folder");
         let store = format!("sqlite:{}", folder.path().join("keyward.db").display());
-        Builder { folder, store, args: Vec::new(), at: None }
+        Builder { folder, store, args: Vec::new(), more_listeners: Vec::new(), at: None }
     }
 
     /// Where `ext_authz` is answered.
