@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::serve::ListenerExt;
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::AuthorizationServer;
 use serde_json::{Map, Value};
 use tokio::net::TcpListener;
@@ -19,8 +20,10 @@ use super::failure::{Exit, Failure};
 use super::parts::{Parts, Purpose};
 use crate::config::{Listen, Setting, Settings};
 use crate::server::admin::{AdminState, router};
+use crate::server::door::{CheckOptions, Door};
 use crate::server::explain::Explainer;
-use crate::server::grpc::{CheckOptions, CheckService};
+use crate::server::forward_auth::ForwardAuth;
+use crate::server::grpc::CheckService;
 use crate::server::listen;
 use crate::server::readiness::Readiness;
 use crate::server::response::{Responder, ResponseOptions};
@@ -55,9 +58,10 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
 
     let explainer =
         Explainer::new(Arc::clone(&parts.authorizer), responder(settings), settings.check_timeout);
-    let checks =
-        CheckService::new(parts.authorizer, responder(settings), check_options(settings), metrics.clone());
-    let checks = AuthorizationServer::new(checks).max_decoding_message_size(settings.max_check_bytes);
+    let door =
+        Arc::new(Door::new(parts.authorizer, responder(settings), check_options(settings), metrics.clone()));
+    let checks = AuthorizationServer::new(CheckService::new(Arc::clone(&door)))
+        .max_decoding_message_size(settings.max_check_bytes);
     let grpc = Server::builder()
         .max_concurrent_streams(Some(MAX_CONCURRENT_STREAMS))
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
@@ -78,6 +82,11 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     let mut doors = JoinSet::new();
     open_grpc(&mut doors, grpc, &settings.grpc_listen, stop.clone()).await.map_err(Failure::usage)?;
+    if let Some(address) = &settings.http_listen {
+        let http =
+            ForwardAuth::new(door, settings.http_profile, settings.max_check_bytes, Arc::clone(&readiness));
+        open_http(&mut doors, http.router(), address, stop.clone()).await.map_err(Failure::usage)?;
+    }
     let admin_listener =
         listen::tcp(settings.admin_listen).await.context("listen for admin requests (--admin-listen)");
     let admin_listener = admin_listener.map_err(Failure::usage)?;
@@ -134,8 +143,10 @@ async fn serve(settings: &Settings) -> Result<(), Failure> {
     stop_writing.cancel();
     let _ = writer.await;
     parts.background.finish(FINISH_LIMIT).await;
-    if let Listen::Unix(path) = &settings.grpc_listen {
-        let _ = std::fs::remove_file(path);
+    for address in [Some(&settings.grpc_listen), settings.http_listen.as_ref()].into_iter().flatten() {
+        if let Listen::Unix(path) = address {
+            let _ = std::fs::remove_file(path);
+        }
     }
     tracing::info!("stopped");
     end
@@ -186,6 +197,35 @@ async fn open_grpc(
             let incoming = UnixListenerStream::new(listen::unix(path).await.context(context)?);
             doors.spawn(async move {
                 report("grpc", grpc.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await);
+            });
+        }
+    }
+    Ok(())
+}
+
+async fn open_http(
+    doors: &mut JoinSet<()>,
+    http: axum::Router,
+    address: &Listen,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let context = "listen for checks over HTTP (--http-listen)";
+    match address {
+        Listen::Tcp(address) => {
+            let listener = listen::tcp(*address).await.context(context)?.tap_io(|stream| {
+                // An answer in two segments would otherwise wait for the peer's delayed acknowledgement.
+                let _ = stream.set_nodelay(true);
+            });
+            doors.spawn(async move {
+                let serving = axum::serve(listener, http).with_graceful_shutdown(stop.cancelled_owned());
+                report("http", serving.await);
+            });
+        }
+        Listen::Unix(path) => {
+            let listener = listen::unix(path).await.context(context)?;
+            doors.spawn(async move {
+                let serving = axum::serve(listener, http).with_graceful_shutdown(stop.cancelled_owned());
+                report("http", serving.await);
             });
         }
     }

@@ -23,6 +23,8 @@ fn mistakes(given: Given) -> String {
 fn other_text(setting: &Setting) -> &'static str {
     match setting.flag {
         "grpc-listen" => "unix:/tmp/k",
+        "http-listen" => "unix:/tmp/h",
+        "http-profile" => "caddy",
         "admin-listen" => "127.0.0.1:1",
         "worker-threads" | "verify-threads" => "77",
         "drain-delay"

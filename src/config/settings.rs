@@ -13,7 +13,8 @@ use crate::domain::key::PrefixLength;
 use crate::domain::model_path::ModelPaths;
 use crate::domain::rules::{ScopePaths, Shadow};
 use crate::server::options::{
-    ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat, IdentityHeader, OnUnavailable,
+    ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat, HttpProfile, IdentityHeader,
+    OnUnavailable,
 };
 use crate::telemetry::logging::LogFormat;
 
@@ -121,6 +122,16 @@ settings! {
     /// Where Envoy's ext_authz checks are taken (gRPC): an IP address and port, or unix:/path for a socket that its
     /// owner and group may use. Nothing is encrypted here, so keep it on the loopback address or a socket.
     "grpc-listen"("ADDRESS", Plain) => grpc_listen: Listen = "127.0.0.1:9191", values::listen;
+
+    /// Where proxies ask over HTTP (Envoy's http_service, nginx, Traefik, Caddy): an IP address and port, unix:/path, or
+    /// off. Whoever reaches it can say which request it asks about, so that nothing but the proxy may.
+    "http-listen"("ADDRESS|off", Plain) => http_listen: Option<Listen> = "off",
+        |text| values::optional(text, values::listen);
+
+    /// Which proxy asks there. It decides which part of a question names the original request and is believed: envoy
+    /// (method and path of the question, behind /check), nginx (x-original-method and -uri), traefik and caddy
+    /// (x-forwarded-method and -uri). The wrong one lets callers say which request theirs is.
+    "http-profile"("envoy|nginx|traefik|caddy", Plain) => http_profile: HttpProfile = "envoy", values::word;
 
     /// Where /livez, /readyz, /metrics, /stats and the cache, deny and check commands are served (HTTP): an IP address and
     /// port. Whoever reaches it can flush the caches, deny keys and try keys.

@@ -15,7 +15,7 @@ use crate::domain::key_format::TAIL_CHARACTERS;
 use crate::domain::model_path::ModelPaths;
 use crate::domain::rules::{ScopePaths, Shadow};
 use crate::server::options::{ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat};
-use crate::server::options::{IdentityHeader, OnUnavailable, is_token};
+use crate::server::options::{HttpProfile, IdentityHeader, OnUnavailable, is_token};
 use crate::telemetry::logging::{LogFormat, is_filter};
 
 /// What stands where a password is.
@@ -109,7 +109,15 @@ macro_rules! shown_by_display {
 }
 
 shown_by_display!(SocketAddr, SecretUrl, String, usize, ClientIpSource, CredentialConflict, ErrorFormat);
-shown_by_display!(OnUnavailable, CredentialSource, IdentityHeader, ModelPaths, ScopePaths, Shadow);
+shown_by_display!(
+    HttpProfile,
+    OnUnavailable,
+    CredentialSource,
+    IdentityHeader,
+    ModelPaths,
+    ScopePaths,
+    Shadow
+);
 
 impl Shown for Listen {
     fn shown(&self) -> String {

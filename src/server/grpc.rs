@@ -1,4 +1,4 @@
-//! `envoy.service.auth.v3.Authorization/Check`: decode, decide, encode.
+//! `envoy.service.auth.v3.Authorization/Check`: Envoy's message in, the door's answer out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,95 +8,30 @@ use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
-use super::credentials;
-use super::options::{ClientIpSource, CredentialConflict, CredentialSource};
+use super::door::Door;
 use super::request::Inbound;
-use super::response::{LeftToEnvoy, Responder};
-use crate::authorizer::{Authorizer, Checked};
-use crate::clock;
-use crate::domain::decision::{Decision, Denied};
-use crate::domain::denial::Denial;
-use crate::telemetry::metrics::{CheckLabels, Metrics};
-
-/// What an operator chooses about questions.
-#[derive(Debug, Clone)]
-pub struct CheckOptions {
-    /// `--credential-sources`
-    pub credential_sources: Vec<CredentialSource>,
-    /// `--credential-conflict`
-    pub credential_conflict: CredentialConflict,
-    /// `--client-ip`
-    pub client_ip: ClientIpSource,
-    /// `--check-timeout`
-    pub timeout: Duration,
-}
+use super::response::LeftToEnvoy;
 
 /// The gRPC door.
 pub struct CheckService {
-    authorizer: Arc<Authorizer>,
-    responder: Responder,
-    options: CheckOptions,
-    metrics: Metrics,
+    door: Arc<Door>,
 }
 
 impl CheckService {
-    /// A door to this authorizer.
-    pub fn new(
-        authorizer: Arc<Authorizer>,
-        responder: Responder,
-        options: CheckOptions,
-        metrics: Metrics,
-    ) -> Self {
-        Self { authorizer, responder, options, metrics }
+    /// Asks this door.
+    pub fn new(door: Arc<Door>) -> Self {
+        Self { door }
     }
-
-    async fn decide(&self, inbound: Option<&Inbound<'_>>, deadline: Duration) -> Checked {
-        let Some(inbound) = inbound else {
-            return refused(Denial::MissingCredentials);
-        };
-        let CheckOptions { credential_sources, credential_conflict, .. } = &self.options;
-        match credentials::find(credential_sources, *credential_conflict, &inbound.headers, inbound.target) {
-            Ok(Some(key)) => self.authorizer.check(&key, &inbound.request, deadline).await,
-            Ok(None) if inbound.request.route.allows_anonymous => {
-                Checked { decision: Decision::Anonymous, tier: None }
-            }
-            Ok(None) => refused(Denial::MissingCredentials),
-            Err(denial) => refused(denial),
-        }
-    }
-
-    fn count(&self, checked: &Checked, elapsed: Duration) {
-        let (decision, reason) = match &checked.decision {
-            Decision::Allow(permit) => {
-                if let Some(denial) = permit.shadow_denial() {
-                    self.metrics.count_shadow_denial(denial.reason.code());
-                }
-                return self.metrics.count_allowed(checked.tier, elapsed);
-            }
-            Decision::Anonymous => ("allow", "anonymous"),
-            Decision::Deny(denied) => ("deny", denied.reason.code()),
-            Decision::Unavailable(cause) => ("unavailable", cause.as_str()),
-        };
-        self.metrics.count_check(&CheckLabels { decision, reason }, checked.tier, elapsed);
-    }
-}
-
-fn refused(reason: Denial) -> Checked {
-    Checked { decision: Decision::Deny(Denied::unproven(reason)), tier: None }
 }
 
 #[tonic::async_trait]
 impl Authorization for CheckService {
     async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        let started = clock::instant();
         let (metadata, _, check) = request.into_parts();
-        let inbound = Inbound::read(&check, &metadata, &self.options.client_ip);
-        let checked = self.decide(inbound.as_ref(), deadline(&metadata, self.options.timeout)).await;
-        self.count(&checked, clock::instant().saturating_since(started));
-        if let Decision::Unavailable(cause) = &checked.decision {
-            tracing::debug!(cause = cause.as_str(), "check could not be decided");
-        }
-        match self.responder.respond(&checked, inbound.as_ref()) {
+        let options = self.door.options();
+        let inbound = Inbound::read(&check, &metadata, &options.client_ip);
+        let deadline = deadline(&metadata, options.timeout);
+        match self.door.answer(inbound.as_ref(), deadline, |_| None).await {
             Ok(response) => Ok(Response::new(response)),
             Err(LeftToEnvoy) => Err(Status::unavailable("can't be decided now")),
         }

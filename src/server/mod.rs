@@ -1,16 +1,20 @@
-//! The front doors: gRPC `ext_authz` and the admin port. They turn wire into domain and back; no rule is decided here.
+//! The front doors: gRPC `ext_authz`, HTTP forward-auth and the admin port. They turn wire into domain and back; no rule
+//! is decided here.
 
 pub mod admin;
 pub mod credentials;
 mod deny;
+pub mod door;
 pub mod error_body;
 pub mod explain;
+pub mod forward_auth;
 pub mod grpc;
 pub mod headers;
 pub mod identity;
 pub mod listen;
 pub mod metadata;
 pub mod options;
+mod original;
 pub mod readiness;
 pub mod report;
 pub mod request;
