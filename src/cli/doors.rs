@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use tokio::net::TcpListener;
+use axum::serve::ListenerExt;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -12,12 +12,14 @@ use crate::config::Settings;
 use crate::domain::key_format::KeyForm;
 use crate::server::connections::Connections;
 use crate::server::decisions::DecisionRecorder;
-use crate::server::grpc::{CheckOptions, CheckService};
-use crate::server::listen::Listener;
+use crate::server::door::{CheckOptions, Door};
+use crate::server::forward_auth::ForwardAuth;
+use crate::server::listen::{self, Listener};
+use crate::server::readiness::Readiness;
 use crate::server::response::{Responder, ResponseOptions};
 use crate::server::tls::{Tls, TlsFiles};
 use crate::telemetry::decision_log::DecisionLog;
-use crate::telemetry::metrics::{Door, Metrics};
+use crate::telemetry::metrics::{Door as DoorLabel, Metrics};
 
 /// What builds answers, by the settings.
 pub(super) fn responder(settings: &Settings) -> Responder {
@@ -40,12 +42,13 @@ fn check_options(settings: &Settings) -> CheckOptions {
     }
 }
 
-pub(super) fn check_service(
+/// What decides and answers, for all doors.
+pub(super) fn door(
     settings: &Settings,
     authorizer: Arc<Authorizer>,
     decision_log: Option<Arc<DecisionLog>>,
     metrics: &Metrics,
-) -> CheckService {
+) -> Door {
     let recorder = decision_log.map(|log| DecisionRecorder {
         log,
         credential_sources: settings.credential_sources.clone(),
@@ -55,7 +58,7 @@ pub(super) fn check_service(
             beginning: settings.new_key_prefix.clone(),
         },
     });
-    CheckService::new(authorizer, responder(settings), check_options(settings), recorder, metrics.clone())
+    Door::new(authorizer, responder(settings), check_options(settings), recorder, metrics.clone())
 }
 
 /// TLS for the gRPC port, as far as it is set.
@@ -69,7 +72,7 @@ pub(super) fn grpc_tls(settings: &Settings, metrics: &Metrics) -> anyhow::Result
         client_ca: settings.grpc_tls_client_ca.clone(),
         client_sans: settings.grpc_tls_client_sans.clone(),
     };
-    let tls = Tls::load(Door::Grpc, files, &[b"h2"], metrics.clone());
+    let tls = Tls::load(DoorLabel::Grpc, files, &[b"h2"], metrics.clone());
     Ok(Some(Arc::new(
         tls.context("set up TLS for checks (--grpc-tls-cert, --grpc-tls-key, --grpc-tls-client-ca)")?,
     )))
@@ -93,15 +96,57 @@ pub(super) async fn open_grpc(
     Ok(())
 }
 
+/// Where it is set.
+pub(super) async fn open_http(
+    doors: &mut JoinSet<()>,
+    door: Arc<Door>,
+    settings: &Settings,
+    readiness: &Arc<Readiness>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let Some(address) = &settings.http_listen else { return Ok(()) };
+    let http = ForwardAuth::new(door, settings.http_profile, settings.max_check_bytes, Arc::clone(readiness))
+        .router();
+    let stop = stop.clone();
+    let listener =
+        Listener::open(address, false).await.context("listen for checks over HTTP (--http-listen)")?;
+    match listener {
+        Listener::Tcp(listener) => {
+            let listener = listener.tap_io(|stream| {
+                // An answer in two segments would otherwise wait for the peer's delayed acknowledgement.
+                let _ = stream.set_nodelay(true);
+            });
+            doors.spawn(async move {
+                let serving = axum::serve(listener, http).with_graceful_shutdown(stop.cancelled_owned());
+                report("http", serving.await);
+            });
+        }
+        Listener::Unix(listener, file) => {
+            doors.spawn(async move {
+                let serving = axum::serve(listener, http).with_graceful_shutdown(stop.cancelled_owned());
+                report("http", serving.await);
+                if let Some(file) = file {
+                    file.remove();
+                }
+            });
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn open_admin(
     doors: &mut JoinSet<()>,
     admin: axum::Router,
-    listener: TcpListener,
-    stop: CancellationToken,
-) {
+    settings: &Settings,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let listener =
+        listen::tcp(settings.admin_listen, false).context("listen for admin requests (--admin-listen)")?;
+    let stop = stop.clone();
     doors.spawn(async move {
         report("admin", axum::serve(listener, admin).with_graceful_shutdown(stop.cancelled_owned()).await);
     });
+    Ok(())
 }
 
 fn report<E: std::error::Error>(door: &str, served: Result<(), E>) {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
-use super::doors::{check_service, grpc_tls, open_admin, open_grpc, responder};
+use super::doors::{door, grpc_tls, open_admin, open_grpc, open_http, responder};
 use super::failure::{Exit, Failure};
 use super::flags::{AllSettings, SettingFlags};
 use super::parts::{Parts, Purpose};
@@ -22,7 +22,7 @@ use crate::config::{Setting, Settings};
 use crate::server::admin::{AdminState, router};
 use crate::server::connections::Connections;
 use crate::server::explain::Explainer;
-use crate::server::listen;
+use crate::server::grpc::CheckService;
 use crate::server::readiness::Readiness;
 use crate::server::watch::{StoreWatch, set_health};
 use crate::telemetry::decision_log::DecisionLog;
@@ -72,8 +72,9 @@ async fn serve(settings: &Settings, flags: SettingFlags<AllSettings>, level: Lev
 
     let explainer =
         Explainer::new(Arc::clone(&parts.authorizer), responder(settings), settings.check_timeout);
-    let checks = check_service(settings, parts.authorizer, decision_log.clone(), &metrics);
-    let checks = AuthorizationServer::new(checks).max_decoding_message_size(settings.max_check_bytes);
+    let door = Arc::new(door(settings, parts.authorizer, decision_log.clone(), &metrics));
+    let checks = AuthorizationServer::new(CheckService::new(Arc::clone(&door)))
+        .max_decoding_message_size(settings.max_check_bytes);
     let grpc = Connections {
         routes: Routes::new(health_service).add_service(checks).prepare(),
         tls: tls.clone(),
@@ -96,10 +97,8 @@ async fn serve(settings: &Settings, flags: SettingFlags<AllSettings>, level: Lev
     let stop = CancellationToken::new();
     let mut doors = JoinSet::new();
     open_grpc(&mut doors, grpc, settings, &stop).await.map_err(Failure::usage)?;
-    let admin_listener =
-        listen::tcp(settings.admin_listen, false).context("listen for admin requests (--admin-listen)");
-    let admin_listener = admin_listener.map_err(Failure::usage)?;
-    open_admin(&mut doors, admin, admin_listener, stop.clone());
+    open_http(&mut doors, door, settings, &readiness, &stop).await.map_err(Failure::usage)?;
+    open_admin(&mut doors, admin, settings, &stop).map_err(Failure::usage)?;
 
     let reloading = Reloading {
         flags,

@@ -25,6 +25,8 @@ fn other_text(setting: &Setting) -> &'static str {
         "grpc-listen" => "unix:/tmp/k,127.0.0.1:9190",
         "grpc-tls-cert" | "grpc-tls-key" | "grpc-tls-client-ca" => "/pem",
         "grpc-tls-client-sans" => "envoy.example.com,spiffe://a/b,10.0.0.7",
+        "http-listen" => "unix:/tmp/h",
+        "http-profile" => "caddy",
         "admin-listen" => "127.0.0.1:1",
         "worker-threads" | "verify-threads" => "77",
         "drain-delay"

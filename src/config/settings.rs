@@ -15,7 +15,8 @@ use crate::domain::rules::{ScopePaths, Shadow};
 use crate::server::client_san::ClientSan;
 use crate::server::listen::Listen;
 use crate::server::options::{
-    ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat, IdentityHeader, OnUnavailable,
+    ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat, HttpProfile, IdentityHeader,
+    OnUnavailable,
 };
 use crate::telemetry::decision_log::{Sample, Target};
 use crate::telemetry::logging::LogFormat;
@@ -152,6 +153,16 @@ settings! {
     /// another (GOAWAY), and what has begun is answered. For load balancers, and for a look at new certificates.
     "max-connection-age"("DURATION|off", Plain) => max_connection_age: Option<Duration> = "off",
         |text| values::optional(text, |text| values::duration(text, SECOND..=30 * DAY));
+
+    /// Where proxies ask over HTTP (Envoy's http_service, nginx, Traefik, Caddy): an IP address and port, unix:/path, or
+    /// off. Whoever reaches it can say which request it asks about, so that nothing but the proxy may.
+    "http-listen"("ADDRESS|off", Plain) => http_listen: Option<Listen> = "off",
+        |text| values::optional(text, values::word);
+
+    /// Which proxy asks there. It decides which part of a question names the original request and is believed: envoy
+    /// (method and path of the question, behind /check), nginx (x-original-method and -uri), traefik and caddy
+    /// (x-forwarded-method and -uri). The wrong one lets callers say which request theirs is.
+    "http-profile"("envoy|nginx|traefik|caddy", Plain) => http_profile: HttpProfile = "envoy", values::word;
 
     /// Where /livez, /readyz, /metrics, /stats and the cache, deny and check commands are served (HTTP): an IP address and
     /// port. Whoever reaches it can flush the caches, deny keys and try keys.

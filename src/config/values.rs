@@ -17,7 +17,7 @@ use crate::domain::rules::{ScopePaths, Shadow};
 use crate::server::client_san::ClientSan;
 use crate::server::listen::Listen;
 use crate::server::options::{ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat};
-use crate::server::options::{IdentityHeader, OnUnavailable, is_token};
+use crate::server::options::{HttpProfile, IdentityHeader, OnUnavailable, is_token};
 use crate::telemetry::decision_log::{Sample, Target};
 use crate::telemetry::logging::{LogFormat, is_filter};
 use crate::telemetry::traces::{OtlpEndpoint, OtlpProtocol, SampleShare};
@@ -105,8 +105,7 @@ macro_rules! shown_by_display {
 
 shown_by_display!(SocketAddr, SecretUrl, String, usize, ClientIpSource, CredentialConflict, ErrorFormat);
 shown_by_display!(OnUnavailable, CredentialSource, IdentityHeader, ModelPaths, ScopePaths, Shadow);
-shown_by_display!(OtlpEndpoint, OtlpProtocol, SampleShare, Target, Sample, ClientSan, Listen);
-
+shown_by_display!(OtlpEndpoint, OtlpProtocol, SampleShare, Target, Sample, ClientSan, Listen, HttpProfile);
 impl Shown for Duration {
     fn shown(&self) -> String {
         // "5m", "1h 30m": what the reader takes.

@@ -1,4 +1,4 @@
-//! `envoy.service.auth.v3.Authorization/Check`: decode, decide, encode.
+//! `envoy.service.auth.v3.Authorization/Check`: Envoy's message in, the door's answer out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,78 +7,37 @@ use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorizati
 use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
-use tracing::{Instrument, Span};
+use tracing::Span;
 
-use super::credentials;
-use super::decisions::{DecisionRecorder, words};
-use super::options::{ClientIpSource, CredentialConflict, CredentialSource};
+use super::door::Door;
 use super::request::Inbound;
-use super::response::{LeftToEnvoy, Responder};
-use crate::authorizer::{Authorizer, Checked};
-use crate::clock;
-use crate::domain::decision::{Decision, Denied};
-use crate::domain::denial::Denial;
-use crate::telemetry::metrics::{CheckLabels, Metrics};
+use super::response::LeftToEnvoy;
 use crate::telemetry::traces;
-
-/// What an operator chooses about questions.
-#[derive(Debug, Clone)]
-pub struct CheckOptions {
-    /// `--credential-sources`
-    pub credential_sources: Vec<CredentialSource>,
-    /// `--credential-conflict`
-    pub credential_conflict: CredentialConflict,
-    /// `--client-ip`
-    pub client_ip: ClientIpSource,
-    /// `--check-timeout`
-    pub timeout: Duration,
-}
 
 /// The gRPC door.
 pub struct CheckService {
-    authorizer: Arc<Authorizer>,
-    responder: Responder,
-    options: CheckOptions,
-    decisions: Option<DecisionRecorder>,
-    metrics: Metrics,
+    door: Arc<Door>,
 }
 
 impl CheckService {
-    /// A door to this authorizer.
-    pub fn new(
-        authorizer: Arc<Authorizer>,
-        responder: Responder,
-        options: CheckOptions,
-        decisions: Option<DecisionRecorder>,
-        metrics: Metrics,
-    ) -> Self {
-        Self { authorizer, responder, options, decisions, metrics }
+    /// Asks this door.
+    pub fn new(door: Arc<Door>) -> Self {
+        Self { door }
     }
+}
 
-    async fn decide(&self, inbound: Option<&Inbound<'_>>, deadline: Duration) -> Checked {
-        let Some(inbound) = inbound else {
-            return refused(Denial::MissingCredentials);
-        };
-        let CheckOptions { credential_sources, credential_conflict, .. } = &self.options;
-        match credentials::find(credential_sources, *credential_conflict, &inbound.headers, inbound.target) {
-            Ok(Some(key)) => self.authorizer.check(&key, &inbound.request, deadline).await,
-            Ok(None) if inbound.request.route.allows_anonymous => {
-                Checked { decision: Decision::Anonymous, tier: None }
-            }
-            Ok(None) => refused(Denial::MissingCredentials),
-            Err(denial) => refused(denial),
+#[tonic::async_trait]
+impl Authorization for CheckService {
+    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        let (metadata, _, check) = request.into_parts();
+        let options = self.door.options();
+        let inbound = Inbound::read(&check, &metadata, &options.client_ip);
+        let deadline = deadline(&metadata, options.timeout);
+        let span = span(inbound.as_ref(), &metadata);
+        match self.door.answer(inbound.as_ref(), deadline, span, |_| None).await {
+            Ok(response) => Ok(Response::new(response)),
+            Err(LeftToEnvoy) => Err(Status::unavailable("can't be decided now")),
         }
-    }
-
-    fn count(&self, checked: &Checked, elapsed: Duration) {
-        if let Decision::Allow(permit) = &checked.decision {
-            if let Some(denial) = permit.shadow_denial() {
-                self.metrics.count_shadow_denial(denial.reason.code());
-            }
-            return self.metrics.count_allowed(checked.tier, elapsed);
-        }
-        let (decision, reason) = words(&checked.decision);
-        self.metrics.count_check(&CheckLabels { decision, reason }, checked.tier, elapsed);
     }
 }
 
@@ -93,61 +52,6 @@ fn span(inbound: Option<&Inbound<'_>>, metadata: &MetadataMap) -> Span {
             inbound.and_then(|inbound| inbound.headers.text(name))
         }
     })
-}
-
-fn note(span: &Span, checked: &Checked, inbound: Option<&Inbound<'_>>) {
-    if span.is_disabled() {
-        return;
-    }
-    let (decision, reason, key) = match &checked.decision {
-        Decision::Allow(permit) => ("allow", "ok", Some(permit.key().id)),
-        Decision::Anonymous => ("allow", "anonymous", None),
-        Decision::Deny(denied) => {
-            ("deny", denied.reason.code(), denied.candidate.as_ref().map(|candidate| candidate.key.id))
-        }
-        Decision::Unavailable(cause) => ("unavailable", cause.as_str(), None),
-    };
-    span.record("keyward.decision", decision).record("keyward.reason", reason);
-    if let Some(tier) = checked.tier {
-        span.record("keyward.tier", tier.as_str());
-    }
-    if let Some(id) = key {
-        span.record("keyward.key_id", id.get());
-    }
-    if let Some(id) = inbound.and_then(Inbound::request_id) {
-        span.record("keyward.request_id", id);
-    }
-}
-
-fn refused(reason: Denial) -> Checked {
-    Checked { decision: Decision::Deny(Denied::unproven(reason)), tier: None }
-}
-
-#[tonic::async_trait]
-impl Authorization for CheckService {
-    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        let started = clock::instant();
-        let (metadata, _, check) = request.into_parts();
-        let inbound = Inbound::read(&check, &metadata, &self.options.client_ip);
-        let span = span(inbound.as_ref(), &metadata);
-        let checked = self
-            .decide(inbound.as_ref(), deadline(&metadata, self.options.timeout))
-            .instrument(span.clone())
-            .await;
-        note(&span, &checked, inbound.as_ref());
-        let took = clock::instant().saturating_since(started);
-        self.count(&checked, took);
-        if let Some(decisions) = &self.decisions {
-            decisions.record(&checked, inbound.as_ref(), took);
-        }
-        if let Decision::Unavailable(cause) = &checked.decision {
-            tracing::debug!(cause = cause.as_str(), "check could not be decided");
-        }
-        match self.responder.respond(&checked, inbound.as_ref()) {
-            Ok(response) => Ok(Response::new(response)),
-            Err(LeftToEnvoy) => Err(Status::unavailable("can't be decided now")),
-        }
-    }
 }
 
 /// Our own limit, or the caller's where it is shorter: an answer after that is for nobody.

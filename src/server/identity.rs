@@ -80,6 +80,12 @@ impl IdentityHeaders {
         remove
     }
 
+    /// Every name that nobody else may send, in its own spelling.
+    pub fn owned(&self) -> impl Iterator<Item = String> {
+        let names = IdentityHeader::ALL.iter().map(|header| header.name()).chain(OTHER_OWNED);
+        names.map(|name| format!("{}{name}", self.prefix))
+    }
+
     /// Owned names that are removed from every request.
     pub fn never_sent(&self) -> &[String] {
         &self.never_sent

@@ -185,7 +185,7 @@ pub struct SocketFile {
 
 impl SocketFile {
     /// Unless another process has put its own there.
-    fn remove(&self) {
+    pub fn remove(&self) {
         if std::fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity) {
             let _ = std::fs::remove_file(&self.path);
         }

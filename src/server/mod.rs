@@ -1,4 +1,5 @@
-//! The front doors: gRPC `ext_authz` and the admin port. They turn wire into domain and back; no rule is decided here.
+//! The front doors: gRPC `ext_authz`, HTTP forward-auth and the admin port. They turn wire into domain and back; no rule
+//! is decided here.
 
 pub mod admin;
 pub mod client_san;
@@ -6,8 +7,10 @@ pub mod connections;
 pub mod credentials;
 pub mod decisions;
 mod deny;
+pub mod door;
 pub mod error_body;
 pub mod explain;
+pub mod forward_auth;
 pub mod grpc;
 pub mod headers;
 pub mod identity;
@@ -15,6 +18,7 @@ pub mod listen;
 pub mod mask;
 pub mod metadata;
 pub mod options;
+mod original;
 pub mod readiness;
 pub mod report;
 pub mod request;

@@ -91,6 +91,21 @@ words! {
 }
 
 words! {
+    /// Which proxy asks over HTTP, and with it which part of its question names the original request. Everything else in
+    /// the question is the caller's.
+    HttpProfile {
+        /// Envoy's `http_service`: method, path and body of the question itself.
+        Envoy = "envoy",
+        /// nginx's `auth_request`: `x-original-method`, and `x-original-uri` or `x-original-url`.
+        Nginx = "nginx",
+        /// Traefik's `forwardAuth`: `x-forwarded-method` and `x-forwarded-uri`.
+        Traefik = "traefik",
+        /// Caddy's `forward_auth`: `x-forwarded-method` and `x-forwarded-uri`.
+        Caddy = "caddy",
+    }
+}
+
+words! {
     /// A request header for the upstream, named without its prefix.
     IdentityHeader {
         /// `api_keys.id`
@@ -267,6 +282,7 @@ mod tests {
         round_trips::<CredentialSource>(&["bearer", "x-api-key", "api-key", "header:x-k", "query:Key"]);
         round_trips::<ClientIpSource>(&["peer", "xff:1", "header:x-real-ip", "metadata:client"]);
         round_trips::<CredentialConflict>(&["reject", "first"]);
+        round_trips::<HttpProfile>(&["envoy", "nginx", "traefik", "caddy"]);
         round_trips::<OnUnavailable>(&["deny", "error"]);
         round_trips::<ErrorFormat>(&["auto", "openai", "anthropic", "google", "problem"]);
         for header in IdentityHeader::ALL {

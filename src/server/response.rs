@@ -70,6 +70,11 @@ impl Responder {
         Self { identity, carriers, always_removed, reason_header, options }
     }
 
+    /// Every header that only Keyward may send upstream.
+    pub fn owned_headers(&self) -> impl Iterator<Item = String> {
+        self.identity.owned()
+    }
+
     /// The answer to a check. `inbound` is `None` for a check without an HTTP request.
     pub fn respond(
         &self,
