@@ -39,8 +39,10 @@ impl Envoy {
     pub(crate) fn of_file(file: &'static str, keyward: SocketAddr, upstream: SocketAddr) -> Builder {
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
         let config = std::fs::read_to_string(shipped).unwrap_or_else(|error| panic!("{file}: {error}"));
+        // The gRPC port of Keyward's, or its HTTP port.
+        let asked = ["port_value: 9191}", "port_value: 9192}"].into_iter().find(|port| config.contains(port));
         Builder { file, config, more_listeners: String::new() }
-            .replace("port_value: 9191}", &format!("port_value: {}}}", keyward.port()))
+            .replace(asked.unwrap_or("port_value: 9191}"), &format!("port_value: {}}}", keyward.port()))
             .replace("port_value: 8000}", &format!("port_value: {}}}", upstream.port()))
             .replace(" timeout: 0.5s", " timeout: 15s")
     }
