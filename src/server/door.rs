@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use envoy_types::pb::envoy::service::auth::v3::{CheckResponse, OkHttpResponse};
 
 use super::credentials;
 use super::options::{ClientIpSource, CredentialConflict, CredentialSource};
 use super::request::Inbound;
-use super::response::{LeftToEnvoy, Responder};
+use super::response::{self, LeftToEnvoy, Responder};
 use crate::authorizer::{Authorizer, Checked};
 use crate::clock;
 use crate::domain::decision::{Cause, Decision, Denied};
@@ -69,9 +68,7 @@ impl Door {
         let started = clock::instant();
         let mut checked = self.decide(inbound, deadline).await;
         let mut response = self.responder.respond(&checked, inbound);
-        if let Ok(CheckResponse { http_response: Some(HttpResponse::OkResponse(allow)), .. }) = &response
-            && let Some(denial) = veto(allow)
-        {
+        if let Some(denial) = response.as_ref().ok().and_then(response::allowed).and_then(veto) {
             checked = Checked { tier: checked.tier, ..refused(denial) };
             response = self.responder.respond(&checked, inbound);
         }

@@ -8,6 +8,7 @@ pub(crate) mod grpc;
 pub(crate) mod http;
 pub(crate) mod http2;
 pub(crate) mod keyward;
+pub(crate) mod nginx;
 pub(crate) mod pgbouncer;
 pub(crate) mod port;
 pub(crate) mod postgres;
