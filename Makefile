@@ -56,5 +56,5 @@ check: ## All that CI asks for
 	@.ci/run
 
 .PHONY: tools
-tools: ## Install Envoy, Redis, PostgreSQL, PgBouncer and the SDKs where they are missing
+tools: ## Install Envoy, Redis, PostgreSQL, PgBouncer, nginx and the SDKs where they are missing
 	@scripts/install-tools.sh
