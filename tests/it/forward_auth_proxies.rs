@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use keyward::domain::denial::Denial;
 use keyward::server::options::IdentityHeader;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::support::envoy::Envoy;
 use crate::support::http::{Request, Response};
@@ -331,6 +333,16 @@ async fn envoy_passes_the_body_on_for_keys_with_a_list_of_models() {
     assert_eq!(echo.values("content-length"), [body.len().to_string()]);
     assert_eq!(reason(&chat(r#"{"model":"claude-3"}"#).await), (403, "model_not_allowed"));
     assert_eq!(reason(&chat("").await), (400, "ambiguous_request"));
+    // Without a length, and with it what belongs to the connection alone.
+    let mut chunked = TcpStream::connect(stack.addr()).await.unwrap();
+    let head =
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked";
+    let chunks = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let bytes = format!("{head}\r\nauthorization: Bearer {}\r\n\r\n{chunks}", key.secret);
+    chunked.write_all(bytes.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    chunked.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
     // Cut by Envoy, whose content-length is that of the part.
     let padding = "x".repeat(5 << 20);
     let large = format!(r#"{{"model":"gpt-4o","x":"{padding}"}}"#);
