@@ -66,5 +66,5 @@ check: ## All that CI asks for
 	@.ci/run
 
 .PHONY: tools
-tools: ## Install Envoy, Redis, PostgreSQL, PgBouncer, promtool, kubectl and the SDKs where they are missing
+tools: ## Install Envoy, Redis, PostgreSQL, PgBouncer, nginx, promtool, kubectl and the SDKs where they are missing
 	@scripts/install-tools.sh

@@ -2,7 +2,7 @@
 //!
 //! A request walks straight through the crate, and nothing lower knows anything higher. In reading order:
 //!
-//! 1. [`server::grpc`] takes Envoy's check,
+//! 1. [`server::grpc`] takes Envoy's check, [`server::forward_auth`] another proxy's question; both ask [`server::door`],
 //! 2. [`server::request`] and [`server::credentials`] read it: [`domain::request::Request`],
 //!    [`domain::key::PresentedKey`],
 //! 3. [`authorizer::Authorizer::check`] is the one path that it takes,

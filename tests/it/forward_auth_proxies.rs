@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use keyward::domain::denial::Denial;
 use keyward::server::options::IdentityHeader;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::support::envoy::Envoy;
 use crate::support::http::{Request, Response};
@@ -190,23 +192,30 @@ async fn a_caller_can_not_say_which_request_theirs_is_nor_where_it_comes_from() 
         let narrow = stack.create("narrow", &["--allowed-endpoints", "GET /v1/models"]);
         let local = stack.create("local", &["--allowed-ips", "127.0.0.0/8"]);
         let foreign = stack.create("foreign", &["--allowed-ips", "10.0.0.0/8"]);
-        let forge = |method: &str, path: &str, key: &Key| {
-            let names = ["x-original-uri", "x-forwarded-uri"].map(|name| (name, "/v1/models"));
-            let names = names.into_iter().chain([
-                ("x-original-url", "http://api.example.com/v1/models"),
-                ("x-original-method", "GET"),
-                ("x-forwarded-method", "GET"),
-                ("x-envoy-original-path", "/v1/models"),
-            ]);
-            let request =
-                Request::new(method, path).bearer(&key.secret).header("x-forwarded-for", "10.1.2.3");
-            let request = request.header("x-peer-address", "10.1.2.3").header("X-Peer-Address", "10.1.2.4");
-            names.fold(request, |request, (name, value)| request.header(name, value))
+        let names = [
+            ("x-original-uri", "/v1/models"),
+            ("x-original-url", "http://api.example.com/v1/models"),
+            ("x-original-method", "GET"),
+            ("x-forwarded-uri", "/v1/models"),
+            ("x-forwarded-method", "GET"),
+            ("x-envoy-original-path", "/v1/models"),
+            ("x-forwarded-for", "10.1.2.3"),
+            ("x-peer-address", "10.1.2.3"),
+            ("X-Peer-Address", "10.1.2.4"),
+        ];
+        let forge_with = |method: &str, path: &str, key: &Key, names: &[(&str, &str)]| {
+            let request = Request::new(method, path).bearer(&key.secret);
+            names.iter().fold(request, |request, (name, value)| request.header(name, value))
         };
-        for (method, path) in [("GET", "/v1/secrets"), ("DELETE", "/v1/models"), ("GET", "/check/v1/models")]
-        {
-            let response = stack.send(forge(method, path, &narrow)).await;
-            assert_eq!(reason(&response), (403, "endpoint_not_allowed"), "{method} {path}");
+        let forge = |method: &str, path: &str, key: &Key| forge_with(method, path, key, &names);
+        // Each alone too: two that contradict each other might be refused for that.
+        for names in names.iter().map(std::slice::from_ref).chain([names.as_slice()]) {
+            for (method, path) in
+                [("GET", "/v1/secrets"), ("DELETE", "/v1/models"), ("GET", "/check/v1/models")]
+            {
+                let response = stack.send(forge_with(method, path, &narrow, names)).await;
+                assert_eq!(reason(&response), (403, "endpoint_not_allowed"), "{method} {path} {names:?}");
+            }
         }
         let response = stack.send(forge("GET", "/x", &foreign)).await;
         assert_eq!(reason(&response), (403, "ip_not_allowed"));
@@ -324,6 +333,16 @@ async fn envoy_passes_the_body_on_for_keys_with_a_list_of_models() {
     assert_eq!(echo.values("content-length"), [body.len().to_string()]);
     assert_eq!(reason(&chat(r#"{"model":"claude-3"}"#).await), (403, "model_not_allowed"));
     assert_eq!(reason(&chat("").await), (400, "ambiguous_request"));
+    // Without a length, and with it what belongs to the connection alone.
+    let mut chunked = TcpStream::connect(stack.addr()).await.unwrap();
+    let head =
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked";
+    let chunks = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let bytes = format!("{head}\r\nauthorization: Bearer {}\r\n\r\n{chunks}", key.secret);
+    chunked.write_all(bytes.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    chunked.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
     // Cut by Envoy, whose content-length is that of the part.
     let padding = "x".repeat(5 << 20);
     let large = format!(r#"{{"model":"gpt-4o","x":"{padding}"}}"#);
