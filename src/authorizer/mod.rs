@@ -78,15 +78,33 @@ impl Authorizer {
         Self { candidates, prover, deny, rules, uses, form }
     }
 
-    /// Decides whether the presented key may make the request, within `deadline`.
+    /// Decides whether the presented key may make the request, where nothing has to be asked: no waiting, and nothing is
+    /// allocated. `None` where it takes [`Self::check_by_asking`].
+    pub fn check_at_once(&self, key: &PresentedKey, request: &Request<'_>, now: Now) -> Option<Checked> {
+        let checked = self.decide_at_once(key, request, now, &mut Nobody)?;
+        self.note_use(&checked, now);
+        Some(checked)
+    }
+
+    /// Decides, within `deadline` where something has to be asked.
+    pub async fn check(&self, key: &PresentedKey, request: &Request<'_>, deadline: Duration) -> Checked {
+        match self.check_at_once(key, request, clock::now()) {
+            Some(checked) => checked,
+            None => self.check_by_asking(key, request, deadline).await,
+        }
+    }
+
+    /// Decides what could not be decided at once, within `deadline`.
     ///
     /// Dropping the future drops the answer alone: look-ups and verifications that began are finished and kept.
-    pub async fn check(&self, key: &PresentedKey, request: &Request<'_>, deadline: Duration) -> Checked {
-        let now = clock::now();
-        let checked = self.decide(key, request, deadline, now, &mut Nobody).await;
-        if let Decision::Allow(permit) = &checked.decision {
-            self.uses.note(permit.key().id, now);
-        }
+    pub async fn check_by_asking(
+        &self,
+        key: &PresentedKey,
+        request: &Request<'_>,
+        deadline: Duration,
+    ) -> Checked {
+        let checked = self.decide_by_asking(key, request, deadline, &mut Nobody).await;
+        self.note_use(&checked, clock::now());
         checked
     }
 
@@ -98,7 +116,10 @@ impl Authorizer {
         deadline: Duration,
     ) -> (Checked, Explanation) {
         let mut recorder = Recorder::new(Arc::clone(&self.candidates));
-        let checked = self.decide(key, request, deadline, clock::now(), &mut recorder).await;
+        let checked = match self.decide_at_once(key, request, clock::now(), &mut recorder) {
+            Some(checked) => checked,
+            None => self.decide_by_asking(key, request, deadline, &mut recorder).await,
+        };
         (checked, recorder.finish())
     }
 
@@ -107,34 +128,48 @@ impl Authorizer {
         self.form.prefix_length
     }
 
-    async fn decide(
-        &self,
-        key: &PresentedKey,
-        request: &Request<'_>,
-        deadline: Duration,
-        now: Now,
-        witness: &mut impl Witness,
-    ) -> Checked {
-        let Ok(prefix) = key.prefix(self.form.prefix_length) else {
-            return Checked {
-                decision: Decision::Deny(Denied::unproven(Denial::MalformedCredentials)),
-                tier: None,
-            };
-        };
-        match self.check_in_memory(key, prefix, request, now, witness) {
-            Some(checked) => checked,
-            // Nobody is asked for a key that can't exist. The answer is that to any wrong key.
-            None if self.form.is_mistyped(key) => {
-                witness.mistyped();
-                Checked { decision: Decision::Deny(Denied::unproven(Denial::InvalidApiKey)), tier: None }
-            }
-            None => timeout(deadline, self.check_with_backends(key, prefix, request, witness))
-                .await
-                .unwrap_or(Checked { decision: Decision::Unavailable(Cause::Deadline), tier: None }),
+    fn note_use(&self, checked: &Checked, now: Now) {
+        if let Decision::Allow(permit) = &checked.decision {
+            self.uses.note(permit.key().id, now);
         }
     }
 
     /// The whole path where memory knows everything; `None` where it does not.
+    fn decide_at_once(
+        &self,
+        key: &PresentedKey,
+        request: &Request<'_>,
+        now: Now,
+        witness: &mut impl Witness,
+    ) -> Option<Checked> {
+        let Ok(prefix) = key.prefix(self.form.prefix_length) else {
+            return Some(refused(Denial::MalformedCredentials));
+        };
+        if let Some(checked) = self.check_in_memory(key, prefix, request, now, witness) {
+            return Some(checked);
+        }
+        // Nobody is asked for a key that can't exist. The answer is that to any wrong key.
+        self.form.is_mistyped(key).then(|| {
+            witness.mistyped();
+            refused(Denial::InvalidApiKey)
+        })
+    }
+
+    async fn decide_by_asking(
+        &self,
+        key: &PresentedKey,
+        request: &Request<'_>,
+        deadline: Duration,
+        witness: &mut impl Witness,
+    ) -> Checked {
+        let Ok(prefix) = key.prefix(self.form.prefix_length) else {
+            return refused(Denial::MalformedCredentials);
+        };
+        timeout(deadline, self.check_with_backends(key, prefix, request, witness))
+            .await
+            .unwrap_or(Checked { decision: Decision::Unavailable(Cause::Deadline), tier: None })
+    }
+
     fn check_in_memory(
         &self,
         key: &PresentedKey,
@@ -187,6 +222,10 @@ impl Authorizer {
         // deny list.
         decide(&found, proof, &self.deny.in_force(), &self.rules, request, clock::now(), witness)
     }
+}
+
+fn refused(reason: Denial) -> Checked {
+    Checked { decision: Decision::Deny(Denied::unproven(reason)), tier: None }
 }
 
 fn decide(

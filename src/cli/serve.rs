@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use envoy_types::pb::envoy::service::auth::v3::authorization_server::AuthorizationServer;
 use serde_json::{Map, Value};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -22,7 +21,7 @@ use crate::config::{Setting, Settings};
 use crate::server::admin::{AdminState, router};
 use crate::server::connections::Connections;
 use crate::server::explain::Explainer;
-use crate::server::grpc::CheckService;
+use crate::server::grpc::GrpcServices;
 use crate::server::readiness::Readiness;
 use crate::server::watch::{StoreWatch, set_health};
 use crate::telemetry::decision_log::DecisionLog;
@@ -73,13 +72,12 @@ async fn serve(settings: &Settings, flags: SettingFlags<AllSettings>, level: Lev
     let explainer =
         Explainer::new(Arc::clone(&parts.authorizer), responder(settings), settings.check_timeout);
     let door = Arc::new(door(settings, parts.authorizer, decision_log.clone(), &metrics));
-    let checks = AuthorizationServer::new(CheckService::new(Arc::clone(&door)))
-        .max_decoding_message_size(settings.max_check_bytes);
-    let grpc = Connections {
-        routes: Routes::new(health_service).add_service(checks).prepare(),
-        tls: tls.clone(),
-        max_age: settings.max_connection_age,
+    let services = GrpcServices {
+        door: Arc::clone(&door),
+        max_bytes: settings.max_check_bytes,
+        others: Routes::new(health_service).prepare(),
     };
+    let grpc = Connections { services, tls: tls.clone(), max_age: settings.max_connection_age };
     let shown = Arc::new(ArcSwap::from_pointee(shown(settings)));
     let admin = router(AdminState {
         caches: parts.caches,

@@ -136,7 +136,7 @@ impl Look<'_> {
     }
 
     fn state(&self, step: Step) -> String {
-        let Candidate { key, owner, policy } = self.candidate;
+        let Candidate { key, owner, policy, .. } = self.candidate;
         match step {
             Step::Active => {
                 let active = if key.is_active { "is_active is true" } else { "is_active is not true" };

@@ -81,22 +81,22 @@ fn behind_string(mut rest: &[u8]) -> &[u8] {
 }
 
 #[derive(Default)]
-struct Found {
-    model: Option<String>,
-    fallbacks: Vec<String>,
+struct Found<'a> {
+    model: Option<Cow<'a, str>>,
+    fallbacks: Vec<Cow<'a, str>>,
     has_fallbacks: [bool; FALLBACKS.len()],
     /// Told apart from what `serde_json` has to say, which is only that the document is wrong.
     defect: Option<BodyDefect>,
 }
 
-impl Found {
+impl Found<'_> {
     fn refuse<E: Error>(&mut self, defect: BodyDefect) -> E {
         self.defect.get_or_insert(defect);
         E::custom("refused")
     }
 }
 
-impl<'de> Visitor<'de> for &mut Found {
+impl<'de> Visitor<'de> for &mut Found<'de> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -177,11 +177,11 @@ impl<'de: 'a, 'a> serde::Deserialize<'de> for Name<'a> {
     }
 }
 
-/// A string, or `None` for any other value.
-struct Text(Option<String>);
+/// A string, borrowed where it has no escapes, or `None` for any other value.
+struct Text<'a>(Option<Cow<'a, str>>);
 
-/// A list of strings, or `None` for any other value. An entry may also be an object with the string `model`.
-struct List(Option<Vec<String>>);
+/// A list of strings, or `None` for any other value.
+struct List<'a>(Option<Vec<Cow<'a, str>>>);
 
 macro_rules! visit_others {
     ($none:expr) => {
@@ -206,20 +206,23 @@ macro_rules! visit_others {
     };
 }
 
-impl<'de> serde::Deserialize<'de> for Text {
+impl<'de: 'a, 'a> serde::Deserialize<'de> for Text<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct TextVisitor;
         impl<'de> Visitor<'de> for TextVisitor {
-            type Value = Text;
+            type Value = Text<'de>;
             visit_others!(Text(None));
-            fn visit_str<E>(self, text: &str) -> Result<Text, E> {
-                Ok(Text(Some(text.to_owned())))
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Text(Some(Cow::Borrowed(text))))
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Text, A::Error> {
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Text(Some(Cow::Owned(text.to_owned()))))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
                 while items.next_element::<IgnoredAny>()?.is_some() {}
                 Ok(Text(None))
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Text, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
                 Ok(Text(None))
             }
@@ -228,16 +231,16 @@ impl<'de> serde::Deserialize<'de> for Text {
     }
 }
 
-impl<'de> serde::Deserialize<'de> for List {
+impl<'de: 'a, 'a> serde::Deserialize<'de> for List<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct ListVisitor;
         impl<'de> Visitor<'de> for ListVisitor {
-            type Value = List;
+            type Value = List<'de>;
             visit_others!(List(None));
-            fn visit_str<E>(self, _: &str) -> Result<List, E> {
+            fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
                 Ok(List(None))
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<List, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
                 let mut models = Some(Vec::new());
                 while let Some(Text(text)) = items.next_element()? {
                     models = match (models, text) {
@@ -252,7 +255,7 @@ impl<'de> serde::Deserialize<'de> for List {
                 }
                 Ok(List(models))
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<List, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
                 Ok(List(None))
             }

@@ -24,6 +24,7 @@ mod multipart_body;
 pub mod network;
 pub mod path;
 pub mod policy;
+pub mod prepared;
 pub mod proof;
 pub mod record;
 pub mod request;

@@ -1,4 +1,26 @@
-//! The entries of `allowed_models`: names, and patterns with `*`.
+//! Models: as requests name them, and the entries of `allowed_models`, names and patterns with `*`.
+
+use smallvec::SmallVec;
+
+/// Names that are not longer lie within the value: nearly all of them.
+const USUAL_BYTES: usize = 48;
+
+/// A model as a request names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelName(SmallVec<[u8; USUAL_BYTES]>);
+
+impl ModelName {
+    /// A copy of the text.
+    pub fn new(text: &str) -> Self {
+        Self(SmallVec::from_slice(text.as_bytes()))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        // It was text when it was put in.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
 
 /// One model name or pattern. `*` stands for any characters, everything else for itself, and the whole name has to fit:
 /// `bedrock/*` does not admit `bedrockz/x`.

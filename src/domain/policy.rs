@@ -7,6 +7,7 @@ use super::body::{self, BodyDefect};
 use super::decision::Denied;
 use super::denial::Denial;
 use super::deny_list::DenyList;
+use super::model::ModelName;
 use super::path;
 use super::proof::Proven;
 use super::record::{Candidate, KeyPolicy, KeyRecord, UserRecord};
@@ -19,12 +20,17 @@ use super::time::Timestamp;
 pub struct Permit {
     candidate: Arc<Candidate>,
     policy: Arc<KeyPolicy>,
-    model: Option<Box<str>>,
+    model: Option<ModelName>,
     shadow_denial: Option<ShadowDenial>,
     is_by_path: bool,
 }
 
 impl Permit {
+    /// The key and all that belongs to it.
+    pub fn candidate(&self) -> &Candidate {
+        &self.candidate
+    }
+
     /// The key record.
     pub fn key(&self) -> &KeyRecord {
         &self.candidate.key
@@ -43,7 +49,7 @@ impl Permit {
     /// The model that is asked for, as far as it had to be known: by the route, the path, or the body of a key that has a
     /// list. Empty otherwise.
     pub fn model(&self) -> &str {
-        self.model.as_deref().unwrap_or_default()
+        self.model.as_ref().map(ModelName::as_str).unwrap_or_default()
     }
 
     /// Whether method and path had a say in it, so that the upstream must not take others for them.
@@ -178,7 +184,7 @@ fn state<'c>(
     now: Timestamp,
     observer: &mut impl Observer,
 ) -> Result<&'c Arc<KeyPolicy>, Refusal> {
-    let Candidate { key, owner, policy } = candidate;
+    let Candidate { key, owner, policy, .. } = candidate;
     let mut passes = |step, is_granted, otherwise| {
         let result = granted(is_granted, otherwise);
         let outcome = if is_granted { Outcome::Passed } else { Outcome::Failed(otherwise) };
@@ -199,7 +205,7 @@ fn apply(
     rules: &PolicyRules,
     request: &Request<'_>,
     observer: &mut impl Observer,
-) -> Result<(Option<Box<str>>, Option<ShadowDenial>), Refusal> {
+) -> Result<(Option<ModelName>, Option<ShadowDenial>), Refusal> {
     let (mut named, mut shadow_denial) = (None, None);
     for rule in Rule::ALL {
         let outcome = match rule {
@@ -274,20 +280,20 @@ fn models(
     rules: &PolicyRules,
     request: &Request<'_>,
     observer: &mut impl Observer,
-) -> Result<Option<Box<str>>, Refusal> {
+) -> Result<Option<ModelName>, Refusal> {
     let is_ambiguous = path::is_ambiguous(request.path);
     let taken = if is_ambiguous { None } else { rules.model_paths.of(request.path) };
     let named_by_path = taken.as_ref().and_then(|taken| taken.named.as_deref());
     let named_by_route = Some(request.route.model).filter(|model| !model.is_empty());
     let named = named_by_route.or(named_by_path);
     if matches!(policy.models, Allowlist::Unrestricted) {
-        return Ok(named.map(Into::into));
+        return Ok(named.map(ModelName::new));
     }
     if is_ambiguous {
         // It might be one that takes a model.
         return Err(Denial::AmbiguousRequest.into());
     }
-    let (mut first, mut all_admitted) = (named.map(Box::from), true);
+    let (mut first, mut all_admitted) = (named.map(ModelName::new), true);
     let mut hold = |source, model: &str| {
         let is_admitted = policy.models.admits(|rule| rule.covers(model));
         observer.model(source, model, is_admitted);
@@ -301,7 +307,7 @@ fn models(
     let takes_forms = taken.as_ref().is_some_and(|taken| taken.takes_forms);
     let body = body::models(&request.body, takes_forms, &mut |model| {
         hold(ModelSource::Body, model);
-        first.get_or_insert_with(|| model.into());
+        first.get_or_insert_with(|| ModelName::new(model));
     });
     granted(all_admitted, Denial::ModelNotAllowed)?;
     let Err(defect) = body else {

@@ -9,6 +9,7 @@ use super::hash::{HashDefect, KeyHash};
 use super::limit::{Budget, Cents, RateLimits};
 use super::model::ModelRule;
 use super::network::NetworkRule;
+use super::prepared::PreparedAnswer;
 use super::row::CandidateRow;
 use super::scope::ScopeSet;
 use super::time::Timestamp;
@@ -64,6 +65,8 @@ pub struct Candidate {
     pub owner: UserRecord,
     /// What the key may do, or why that can't be told: such a key is refused.
     pub policy: Result<Arc<KeyPolicy>, PolicyDefects>,
+    /// What every allow of this candidate says.
+    pub prepared: PreparedAnswer,
 }
 
 /// A row of `api_keys`, less its policy.
@@ -159,7 +162,12 @@ impl fmt::Display for PolicyDefects {
 impl Candidate {
     /// Gives a row its meaning. Nothing here fails: what can't be read disables this key and leaves the others alone.
     pub fn from_row(row: &CandidateRow) -> Self {
-        Self { key: key_record(row), owner: user_record(row), policy: key_policy(row).map(Arc::new) }
+        Self {
+            key: key_record(row),
+            owner: user_record(row),
+            policy: key_policy(row).map(Arc::new),
+            prepared: PreparedAnswer::default(),
+        }
     }
 
     /// Everything about this row that an operator should mend.

@@ -1,7 +1,7 @@
 //! The connections of a gRPC door: accepted, shaken hands with, served, aged, and closed in order.
 //!
-//! tonic's own server can't give each connection an age of its own, and its grace aborts what is in flight. So only its
-//! services are used here; the connections are hyper's. Ageing and shutting down both are a GOAWAY: what has begun is
+//! tonic's own server can't give each connection an age of its own, and its grace aborts what is in flight. So the
+//! connections are hyper's. Ageing and shutting down both are a GOAWAY: what has begun is
 //! answered, and the client opens another connection for what comes next. Nothing here ever cuts off a stream.
 
 use std::fmt::Display;
@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http2;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::service::Routes;
 
+use super::grpc::GrpcServices;
 use super::listen::{Accepted, Listener};
 use super::tls::Tls;
 
@@ -33,7 +33,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub struct Connections {
     /// What answers.
-    pub routes: Routes,
+    pub services: GrpcServices,
     /// How hands are shaken; `None` for none at all.
     pub tls: Option<Arc<Tls>>,
     /// `--max-connection-age`
@@ -84,10 +84,10 @@ impl Connections {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Some(tls) = self.tls else {
-            return run(stream, self.routes, self.max_age, peer, stop).await;
+            return run(stream, self.services, self.max_age, peer, stop).await;
         };
         match tls.accept(stream).await {
-            Ok(stream) => run(stream, self.routes, self.max_age, peer, stop).await,
+            Ok(stream) => run(stream, self.services, self.max_age, peer, stop).await,
             Err(error) => tls.report(&peer, &error),
         }
     }
@@ -95,7 +95,7 @@ impl Connections {
 
 async fn run<S>(
     stream: S,
-    routes: Routes,
+    services: GrpcServices,
     max_age: Option<Duration>,
     peer: impl Display,
     stop: CancellationToken,
@@ -108,7 +108,8 @@ async fn run<S>(
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT);
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    let connection = builder
+        .serve_connection(TokioIo::new(stream), service_fn(move |request| services.clone().call(request)));
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => Some(ended),

@@ -79,7 +79,7 @@ impl DecisionRecorder {
         // Read a second time: most deployments write no lines, and their checks need not carry the key to here.
         let key = inbound.and_then(|inbound| {
             let (sources, conflict) = (&self.credential_sources, self.credential_conflict);
-            credentials::find(sources, conflict, &inbound.headers, inbound.target).ok().flatten()
+            credentials::find(sources, conflict, inbound.headers, inbound.target).ok().flatten()
         });
         if let Ok(line) = self.line(checked, inbound, key.as_ref(), clock::wall(), took) {
             self.log.write(line);
@@ -95,7 +95,7 @@ impl DecisionRecorder {
         took: Duration,
     ) -> serde_json::Result<Vec<u8>> {
         let mask =
-            inbound.map(|inbound| Mask::new(&self.form, key, &inbound.headers, &self.credential_sources));
+            inbound.map(|inbound| Mask::new(&self.form, key, inbound.headers, &self.credential_sources));
         let masked = |text: Option<&str>, limit: usize| {
             let text = text.filter(|text| !text.is_empty())?;
             Some(mask.as_ref()?.text(text, limit))

@@ -3,18 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::service::auth::v3::{CheckResponse, OkHttpResponse};
 use tracing::{Instrument, Span};
 
+use super::answer::Answer;
 use super::credentials;
 use super::decisions::{DecisionRecorder, words};
 use super::options::{ClientIpSource, CredentialConflict, CredentialSource};
 use super::request::Inbound;
-use super::response::{self, LeftToEnvoy, Responder};
+use super::response::{LeftToEnvoy, Responder};
 use crate::authorizer::{Authorizer, Checked};
 use crate::clock;
 use crate::domain::decision::{Cause, Decision, Denied};
 use crate::domain::denial::Denial;
+use crate::domain::key::PresentedKey;
+use crate::domain::time::{Instant, Now};
 use crate::telemetry::metrics::{CheckLabels, Metrics};
 
 /// What an operator chooses about questions.
@@ -28,6 +30,14 @@ pub struct CheckOptions {
     pub client_ip: ClientIpSource,
     /// `--check-timeout`
     pub timeout: Duration,
+}
+
+/// How far a check has come.
+pub enum Begun {
+    /// To its end.
+    Decided(Checked),
+    /// Something has to be asked about this key.
+    Open(PresentedKey),
 }
 
 /// Decides and answers.
@@ -61,55 +71,63 @@ impl Door {
         &self.responder
     }
 
-    /// The answer to a check; `inbound` is `None` for a check without an HTTP request. `veto` may turn an allow into a
-    /// denial, for a proxy that can't do to the request what the allow depends on; it is never asked about a denial.
-    /// `span` is the check's.
-    pub async fn answer(
-        &self,
-        inbound: Option<&Inbound<'_>>,
-        deadline: Duration,
-        span: Span,
-        veto: impl Fn(&OkHttpResponse) -> Option<Denial>,
-    ) -> Result<CheckResponse, LeftToEnvoy> {
-        let started = clock::instant();
-        let mut checked = self.decide(inbound, deadline).instrument(span.clone()).await;
-        let mut response = self.responder.respond(&checked, inbound);
-        if let Some(denial) = response.as_ref().ok().and_then(response::allowed).and_then(veto) {
-            checked = Checked { tier: checked.tier, ..refused(denial) };
-            response = self.responder.respond(&checked, inbound);
+    /// The decision, as far as it takes no waiting; otherwise the key to ask with. `inbound` is `None` for a check without
+    /// an HTTP request. Only in the HTTP port may something come between this and [`Self::finish`].
+    pub fn begin(&self, inbound: Option<&Inbound<'_>>, now: Now) -> Begun {
+        let Some(inbound) = inbound else {
+            return Begun::Decided(refused(Denial::MissingCredentials));
+        };
+        let CheckOptions { credential_sources, credential_conflict, .. } = &self.options;
+        match credentials::find(credential_sources, *credential_conflict, inbound.headers, inbound.target) {
+            Ok(Some(key)) => match self.authorizer.check_at_once(&key, &inbound.request, now) {
+                Some(checked) => Begun::Decided(checked),
+                None => Begun::Open(key),
+            },
+            Ok(None) if inbound.request.route.allows_anonymous => {
+                Begun::Decided(Checked { decision: Decision::Anonymous, tier: None })
+            }
+            Ok(None) => Begun::Decided(refused(Denial::MissingCredentials)),
+            Err(denial) => Begun::Decided(refused(denial)),
         }
-        note(&span, &checked, inbound);
-        self.count(&checked, inbound, clock::instant().saturating_since(started));
-        response
+    }
+
+    /// The decision on what was left open. `span` is the check's.
+    pub async fn ask(
+        &self,
+        key: &PresentedKey,
+        inbound: &Inbound<'_>,
+        deadline: Duration,
+        span: &Span,
+    ) -> Checked {
+        self.authorizer.check_by_asking(key, &inbound.request, deadline).instrument(span.clone()).await
+    }
+
+    /// The answer to what was decided, counted, in the span and in the decision log.
+    pub fn finish(
+        &self,
+        checked: &Checked,
+        inbound: Option<&Inbound<'_>>,
+        began: Instant,
+        span: &Span,
+    ) -> Result<Answer, LeftToEnvoy> {
+        let answer = self.responder.respond(checked, inbound);
+        note(span, checked, inbound);
+        self.count(checked, inbound, clock::instant().saturating_since(began));
+        answer
     }
 
     /// The answer, counted like any other, to what could not even be read as a request.
-    pub fn refuse(&self, reason: Denial) -> Result<CheckResponse, LeftToEnvoy> {
+    pub fn refuse(&self, reason: Denial) -> Result<Answer, LeftToEnvoy> {
         let checked = refused(reason);
         self.count(&checked, None, Duration::ZERO);
         self.responder.respond(&checked, None)
     }
 
     /// The answer where there was no time to decide.
-    pub fn give_up(&self, cause: Cause) -> Result<CheckResponse, LeftToEnvoy> {
+    pub fn give_up(&self, cause: Cause) -> Result<Answer, LeftToEnvoy> {
         let checked = Checked { decision: Decision::Unavailable(cause), tier: None };
         self.count(&checked, None, self.options.timeout);
         self.responder.respond(&checked, None)
-    }
-
-    async fn decide(&self, inbound: Option<&Inbound<'_>>, deadline: Duration) -> Checked {
-        let Some(inbound) = inbound else {
-            return refused(Denial::MissingCredentials);
-        };
-        let CheckOptions { credential_sources, credential_conflict, .. } = &self.options;
-        match credentials::find(credential_sources, *credential_conflict, &inbound.headers, inbound.target) {
-            Ok(Some(key)) => self.authorizer.check(&key, &inbound.request, deadline).await,
-            Ok(None) if inbound.request.route.allows_anonymous => {
-                Checked { decision: Decision::Anonymous, tier: None }
-            }
-            Ok(None) => refused(Denial::MissingCredentials),
-            Err(denial) => refused(denial),
-        }
     }
 
     /// In the metrics, and in the decision log where there is one.
@@ -153,6 +171,7 @@ fn note(span: &Span, checked: &Checked, inbound: Option<&Inbound<'_>>) {
     }
 }
 
-fn refused(reason: Denial) -> Checked {
+/// A refusal that no key is needed for.
+pub(super) fn refused(reason: Denial) -> Checked {
     Checked { decision: Decision::Deny(Denied::unproven(reason)), tier: None }
 }

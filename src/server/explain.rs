@@ -11,7 +11,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::HttpBody;
 use axum::extract::{FromRequest, Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -21,14 +21,15 @@ use envoy_types::pb::envoy::service::auth::v3::attribute_context::{
     HttpRequest, Peer, Request as RequestAttributes,
 };
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
+use prost::Message;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tonic::metadata::MetadataMap;
 use zeroize::Zeroizing;
 
 use super::admin::{AdminState, refuse};
+use super::check_view::CheckView;
 use super::options::ClientIpSource;
 use super::report::{self, Report};
 use super::request::Inbound;
@@ -209,9 +210,10 @@ impl Explainer {
 
     /// Decides and tells why.
     pub async fn explain(&self, described: &Described) -> Result<Report, NoRequest> {
-        let check = described.to_check()?;
+        let check = described.to_check()?.encode_to_vec();
+        let check = CheckView::read(&check).unwrap_or_default();
         // The operator names the client; how a sidecar finds it is another question.
-        let Some(inbound) = Inbound::read(&check, &MetadataMap::new(), &ClientIpSource::Peer) else {
+        let Some(inbound) = Inbound::read(&check, &HeaderMap::new(), &ClientIpSource::Peer) else {
             return Err(NoRequest::Path);
         };
         let length = self.authorizer.prefix_length();
@@ -231,7 +233,7 @@ impl Explainer {
                 Explanation::default(),
             ),
         };
-        let response = self.responder.respond(&checked, Some(&inbound)).ok();
+        let response = self.responder.respond(&checked, Some(&inbound)).ok().and_then(|answer| answer.read());
         Ok(report::write(format, &checked, &explanation, response.as_ref()))
     }
 }
@@ -278,7 +280,9 @@ mod tests {
                 "required_scopes":"a,b","content_type":"text/plain","body":"hello"}"#,
         );
         let check = described.to_check().unwrap();
-        let inbound = Inbound::read(&check, &MetadataMap::new(), &ClientIpSource::Peer).unwrap();
+        let bytes = check.encode_to_vec();
+        let view = CheckView::read(&bytes).unwrap();
+        let inbound = Inbound::read(&view, &HeaderMap::new(), &ClientIpSource::Peer).unwrap();
         let request = inbound.request;
         assert_eq!((request.method, request.path), ("PUT", "/v1/x"));
         assert_eq!(request.client, Some("10.1.2.3".parse().unwrap()));

@@ -16,19 +16,22 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use envoy_types::pb::envoy::config::core::v3::HeaderValueOption;
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
-use envoy_types::pb::envoy::service::auth::v3::{CheckResponse, DeniedHttpResponse, OkHttpResponse};
+use envoy_types::pb::envoy::service::auth::v3::{DeniedHttpResponse, OkHttpResponse};
 use http_body_util::{BodyExt, Limited};
+use prost::Message;
 use tokio::time::timeout;
-use tonic::metadata::MetadataMap;
 use tracing::Span;
 
+use super::answer::Answer;
+use super::check_view::CheckView;
 use super::credentials::KNOWN_CARRIERS;
-use super::door::Door;
+use super::door::{Begun, Door, refused};
 use super::options::{CredentialSource, HttpProfile};
 use super::original::{NoOriginal, describe, is_question};
 use super::readiness::Readiness;
 use super::request::Inbound;
 use super::response::{self, LeftToEnvoy};
+use crate::authorizer::Checked;
 use crate::clock;
 use crate::domain::decision::Cause;
 use crate::domain::denial::Denial;
@@ -68,8 +71,8 @@ impl ForwardAuth {
         Router::new().route("/readyz", get(readyz)).fallback(check).with_state(Arc::new(self))
     }
 
-    async fn answer(&self, head: Parts, body: Body) -> Result<CheckResponse, LeftToEnvoy> {
-        let started = clock::instant();
+    async fn answer(&self, head: Parts, body: Body) -> Result<Answer, LeftToEnvoy> {
+        let began = clock::now();
         let limit = self.door.options().timeout;
         let body = if self.profile.sends_body() {
             match timeout(limit, Limited::new(body, self.max_bytes).collect()).await {
@@ -87,10 +90,28 @@ impl ForwardAuth {
                 return self.door.refuse(Denial::AmbiguousRequest);
             }
         };
-        let inbound = Inbound::read(&described, &MetadataMap::new(), &self.door.options().client_ip);
-        let left = limit.saturating_sub(clock::instant().saturating_since(started));
+        let described = described.encode_to_vec();
+        let check = CheckView::read(&described).unwrap_or_default();
+        let inbound = Inbound::read(&check, &HeaderMap::new(), &self.door.options().client_ip);
         let span = span(inbound.as_ref());
-        self.door.answer(inbound.as_ref(), left, span, |allow| self.veto(allow, &head.headers)).await
+        let checked = match (self.door.begin(inbound.as_ref(), began), &inbound) {
+            (Begun::Decided(checked), _) => checked,
+            (Begun::Open(key), Some(inbound)) => {
+                let left = limit.saturating_sub(clock::instant().saturating_since(began.instant));
+                self.door.ask(&key, inbound, left, &span).await
+            }
+            // Nothing is open without a request.
+            (Begun::Open(_), None) => refused(Denial::MissingCredentials),
+        };
+        let vetoed = self.vetoed(checked, inbound.as_ref(), &head.headers);
+        self.door.finish(&vetoed, inbound.as_ref(), began.instant, &span)
+    }
+
+    /// An allow that asks more of the proxy than it can do is a denial.
+    fn vetoed(&self, checked: Checked, inbound: Option<&Inbound<'_>>, sent: &HeaderMap) -> Checked {
+        let answer = self.door.responder().respond(&checked, inbound).ok().and_then(|answer| answer.read());
+        let denial = answer.as_ref().and_then(response::allowed).and_then(|allow| self.veto(allow, sent));
+        denial.map_or(checked, refused)
     }
 
     /// What has to be taken out of a request before it may go upstream, and that this proxy can't be told to take out.
@@ -113,8 +134,8 @@ impl ForwardAuth {
         }
     }
 
-    fn write(&self, answer: Result<CheckResponse, LeftToEnvoy>) -> Response {
-        let Ok(answer) = answer else {
+    fn write(&self, answer: Result<Answer, LeftToEnvoy>) -> Response {
+        let Some(answer) = answer.ok().and_then(|answer| answer.read()) else {
             return StatusCode::SERVICE_UNAVAILABLE.into_response();
         };
         match (response::allowed(&answer), &answer.http_response) {

@@ -3,50 +3,37 @@
 //! By default Envoy sends a map (repeated headers joined with a comma, bytes that are not UTF-8 replaced by `!`); with
 //! `encode_raw_headers` a list of raw values instead. Both are read, so that neither can hide a value from us.
 
-use std::collections::HashMap;
+/// Room for so many is made at once.
+const USUAL_COUNT: usize = 32;
 
-use envoy_types::pb::envoy::config::core::v3::HeaderValue;
-
-/// Borrowed from the check; names in any case.
+/// Borrowed from the check, in its order; names in any case. There is no `Debug`: they hold the key.
+#[derive(Default)]
 pub struct Headers<'a> {
-    form: Form<'a>,
-}
-
-enum Form<'a> {
-    Envoy {
-        map: &'a HashMap<String, String>,
-        list: &'a [HeaderValue],
-    },
-    #[cfg(test)]
-    Pairs(&'a [(String, Vec<u8>)]),
+    list: Vec<(&'a str, &'a [u8])>,
 }
 
 impl<'a> Headers<'a> {
-    /// From the check's `headers` and `header_map`.
-    pub fn new(map: &'a HashMap<String, String>, list: &'a [HeaderValue]) -> Self {
-        Self { form: Form::Envoy { map, list } }
+    /// Adds one.
+    pub(super) fn push(&mut self, name: &'a str, value: &'a [u8]) {
+        if self.list.capacity() == 0 {
+            self.list.reserve_exact(USUAL_COUNT);
+        }
+        self.list.push((name, value));
     }
 
     #[cfg(test)]
     pub(super) fn from_pairs(pairs: &'a [(String, Vec<u8>)]) -> Self {
-        Self { form: Form::Pairs(pairs) }
+        Self { list: pairs.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect() }
     }
 
     /// Every header: name as sent, value.
-    pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
-        let (map, list, pairs): (_, &'a [HeaderValue], &'a [(String, Vec<u8>)]) = match self.form {
-            Form::Envoy { map, list } => (Some(map), list, &[]),
-            #[cfg(test)]
-            Form::Pairs(pairs) => (None, &[], pairs),
-        };
-        let from_map = map.into_iter().flatten().map(|(name, value)| (name.as_str(), value.as_bytes()));
-        let from_list = list.iter().map(|header| (header.key.as_str(), list_value(header)));
-        from_map.chain(from_list).chain(pairs.iter().map(|(name, value)| (name.as_str(), value.as_slice())))
+    pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+        self.list.iter().copied()
     }
 
     /// Every value of one header; the name in lower case.
-    pub fn values<'n>(&self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
-        self.iter().filter(move |(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    pub fn values(&self, name: &str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
+        self.list.iter().filter(move |(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| *value)
     }
 
     /// The value of a header that is text and was sent once.
@@ -57,8 +44,4 @@ impl<'a> Headers<'a> {
             _ => None,
         }
     }
-}
-
-fn list_value(header: &HeaderValue) -> &[u8] {
-    if header.raw_value.is_empty() { header.value.as_bytes() } else { &header.raw_value }
 }

@@ -3,8 +3,10 @@
 //! Every owned name is either set (overwriting what the caller sent) or removed, under its underscore spelling too:
 //! WSGI and CGI upstreams read `x_keyward_user_id` and `x-keyward-user-id` as one name.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
+use super::answer::{put_header, put_removal};
 use super::headers::Headers;
 use super::options::IdentityHeader;
 use crate::domain::allowlist::Allowlist;
@@ -28,9 +30,6 @@ pub struct IdentityHeaders {
     never_sent: Vec<String>,
 }
 
-/// A header to set: full name, encoded value.
-pub type HeaderPair = (String, String);
-
 impl IdentityHeaders {
     /// `prefix` as `--response-header-prefix`, `sent` as `--response-headers`.
     pub fn new(prefix: &str, sent: &[IdentityHeader]) -> Self {
@@ -47,37 +46,44 @@ impl IdentityHeaders {
         }
     }
 
-    /// The headers of an allow, and the owned names among `headers` to be removed besides [`Self::never_sent`].
-    pub fn of(&self, permit: &Permit, headers: &Headers<'_>) -> (Vec<HeaderPair>, Vec<String>) {
-        let mut set = Vec::with_capacity(self.sent.len());
-        let mut remove = Vec::new();
-        let mut overflow = String::new();
-        for (header, name) in &self.sent {
-            match value(*header, permit) {
-                Some(value) if value.len() <= MAX_LIST_BYTES => set.push((name.clone(), value)),
-                Some(_) => {
-                    let separator = if overflow.is_empty() { "" } else { "," };
-                    let _ = write!(overflow, "{separator}{}", header.name());
-                    remove.push(name.clone());
-                }
-                None => remove.push(name.clone()),
+    /// What an allow says of a key whatever the request: headers that are set and names that are removed.
+    pub fn put_of_key(&self, to: &mut Vec<u8>, permit: &Permit) -> Said {
+        let mut said = Said::default();
+        for (place, (header, name)) in self.sent.iter().enumerate() {
+            if *header != IdentityHeader::Model {
+                put(to, name, value(*header, permit), place, &mut said);
             }
         }
-        if overflow.is_empty() {
-            remove.push(self.overflow.clone());
-        } else {
-            set.push((self.overflow.clone(), overflow));
-        }
-        self.add_spoofed(headers, &set, &mut remove);
-        (set, remove)
+        said
     }
 
-    /// What is removed where nothing is set: every owned name.
-    pub fn all(&self, headers: &Headers<'_>) -> Vec<String> {
-        let mut remove: Vec<String> = self.sent.iter().map(|(_, name)| name.clone()).collect();
-        remove.push(self.overflow.clone());
-        self.add_spoofed(headers, &[], &mut remove);
-        remove
+    /// What it says besides: the model, which names were too long, and the removal of whatever the caller sent under our
+    /// prefix, in any mixture of dashes and underscores, and that is not overwritten.
+    pub fn put_of_request(&self, to: &mut Vec<u8>, permit: &Permit, of_key: Said, headers: &Headers<'_>) {
+        let mut said = of_key;
+        for (place, (header, name)) in self.sent.iter().enumerate() {
+            if *header == IdentityHeader::Model {
+                put(to, name, text(permit.model()), place, &mut said);
+            }
+        }
+        if said.too_long == 0 {
+            put_removal(to, &self.overflow);
+        } else {
+            let places = self.sent.iter().enumerate();
+            let names = places.filter(|(place, _)| said.too_long & bit(*place) != 0);
+            let names: Vec<&str> = names.map(|(_, (header, _))| header.name()).collect();
+            put_header(to, &self.overflow, &names.join(","));
+        }
+        self.put_spoofed(to, said, headers);
+    }
+
+    /// The removal of every owned name, where nothing is set.
+    pub fn put_all_removed(&self, to: &mut Vec<u8>, headers: &Headers<'_>) {
+        for (_, name) in &self.sent {
+            put_removal(to, name);
+        }
+        put_removal(to, &self.overflow);
+        self.put_spoofed(to, Said::default(), headers);
     }
 
     /// Every name that nobody else may send, in its own spelling.
@@ -91,15 +97,49 @@ impl IdentityHeaders {
         &self.never_sent
     }
 
-    /// Whatever the caller sent under our prefix, in any mixture of dashes and underscores, and that is not about to
-    /// be overwritten.
-    fn add_spoofed(&self, headers: &Headers<'_>, set: &[HeaderPair], remove: &mut Vec<String>) {
+    fn put_spoofed(&self, to: &mut Vec<u8>, said: Said, headers: &Headers<'_>) {
         for (name, _) in headers.iter() {
-            let is_ours = starts_with_folded(name, &self.prefix);
-            if is_ours && !set.iter().any(|(own, _)| own.eq_ignore_ascii_case(name)) {
-                remove.push(name.to_owned());
+            if starts_with_folded(name, &self.prefix) && !self.is_set(name, said) {
+                put_removal(to, name);
             }
         }
+    }
+
+    fn is_set(&self, name: &str, said: Said) -> bool {
+        let is_named = |own: &String| own.eq_ignore_ascii_case(name);
+        match self.sent.iter().position(|(_, own)| is_named(own)) {
+            Some(place) => said.set & bit(place) != 0,
+            None => said.too_long != 0 && is_named(&self.overflow),
+        }
+    }
+}
+
+/// Which headers were set and which were too long to be, by their places in the configured list.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Said {
+    /// Set.
+    pub set: u32,
+    /// Too long.
+    pub too_long: u32,
+}
+
+/// There are fewer headers than bits.
+fn bit(place: usize) -> u32 {
+    u32::try_from(place).ok().and_then(|place| 1_u32.checked_shl(place)).unwrap_or_default()
+}
+
+/// Sets a header, or removes it where there is nothing to say or too much.
+fn put(to: &mut Vec<u8>, name: &str, value: Option<Cow<'_, str>>, place: usize, said: &mut Said) {
+    match value {
+        Some(value) if value.len() <= MAX_LIST_BYTES => {
+            put_header(to, name, &value);
+            said.set |= bit(place);
+        }
+        Some(_) => {
+            put_removal(to, name);
+            said.too_long |= bit(place);
+        }
+        None => put_removal(to, name),
     }
 }
 
@@ -111,23 +151,24 @@ pub fn starts_with_folded(name: &str, prefix: &str) -> bool {
 }
 
 /// The value of one header; `None` where there is nothing to say (no limit, no such column).
-fn value(header: IdentityHeader, permit: &Permit) -> Option<String> {
+fn value(header: IdentityHeader, permit: &Permit) -> Option<Cow<'_, str>> {
     let (key, owner, policy) = (permit.key(), permit.owner(), permit.policy());
-    let cents = |amount: Option<Cents>| amount.map(|amount| amount.get().to_string());
-    let limit = |limit: Option<u32>| limit.map(|limit| limit.to_string());
+    let written = |text: String| Some(Cow::Owned(text));
+    let cents = |amount: Option<Cents>| amount.and_then(|amount| written(amount.get().to_string()));
+    let limit = |limit: Option<u32>| limit.and_then(|limit| written(limit.to_string()));
     match header {
-        IdentityHeader::KeyId => Some(key.id.to_string()),
+        IdentityHeader::KeyId => written(key.id.to_string()),
         IdentityHeader::KeyName => text(&key.name),
         IdentityHeader::KeyPrefix => text(&key.prefix),
-        IdentityHeader::UserId => owner.id.map(|id| id.to_string()),
+        IdentityHeader::UserId => owner.id.and_then(|id| written(id.to_string())),
         IdentityHeader::Username => text(&owner.username),
         IdentityHeader::UserEmail => text(&owner.email),
         IdentityHeader::Role => text(&owner.role),
-        IdentityHeader::Superuser => Some(owner.is_superuser.to_string()),
-        IdentityHeader::Scopes => Some(join(policy.scopes.iter())),
-        IdentityHeader::AllowedModels => Some(list(&policy.models, |rule| rule.as_str())),
-        IdentityHeader::AllowedEndpoints => Some(list(&policy.endpoints, |(text, _)| text)),
-        IdentityHeader::AllowedChatbots => Some(list(&policy.chatbots, |name| name)),
+        IdentityHeader::Superuser => written(owner.is_superuser.to_string()),
+        IdentityHeader::Scopes => written(join(policy.scopes.iter())),
+        IdentityHeader::AllowedModels => written(list(&policy.models, |rule| rule.as_str())),
+        IdentityHeader::AllowedEndpoints => written(list(&policy.endpoints, |(text, _)| text)),
+        IdentityHeader::AllowedChatbots => written(list(&policy.chatbots, |name| name)),
         IdentityHeader::RateLimitMinute => limit(policy.rate_limits.minute),
         IdentityHeader::RateLimitHour => limit(policy.rate_limits.hour),
         IdentityHeader::RateLimitDay => limit(policy.rate_limits.day),
@@ -137,7 +178,7 @@ fn value(header: IdentityHeader, permit: &Permit) -> Option<String> {
     }
 }
 
-fn text(value: &str) -> Option<String> {
+fn text(value: &str) -> Option<Cow<'_, str>> {
     (!value.is_empty()).then(|| encode(value))
 }
 
@@ -161,15 +202,18 @@ fn join<'a>(items: impl Iterator<Item = &'a str>) -> String {
 
 /// Percent-encodes every byte outside visible ASCII, and `%` and `,`, so that a value is one line and a list has as
 /// many items as it had.
-pub fn encode(value: &str) -> String {
+pub fn encode(value: &str) -> Cow<'_, str> {
+    if value.bytes().all(is_plain) {
+        return Cow::Borrowed(value);
+    }
     let mut encoded = String::with_capacity(value.len());
     encode_into(value, &mut encoded);
-    encoded
+    Cow::Owned(encoded)
 }
 
 fn encode_into(value: &str, encoded: &mut String) {
     for byte in value.bytes() {
-        if byte.is_ascii_graphic() && byte != b'%' && byte != b',' {
+        if is_plain(byte) {
             encoded.push(char::from(byte));
         } else {
             let _ = write!(encoded, "%{byte:02X}");
@@ -177,11 +221,18 @@ fn encode_into(value: &str, encoded: &mut String) {
     }
 }
 
+const fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_graphic() && byte != b'%' && byte != b','
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
+    use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+    use envoy_types::pb::envoy::service::auth::v3::OkHttpResponse;
     use proptest::prelude::*;
+    use prost::Message;
 
     use super::*;
     use crate::domain::body::Body;
@@ -215,13 +266,31 @@ mod tests {
         .unwrap()
     }
 
-    fn of(permit: &Permit, sent: &[(&str, &str)]) -> (Vec<HeaderPair>, Vec<String>) {
-        let pairs: Vec<_> =
-            sent.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect();
-        IdentityHeaders::new("x-keyward-", IdentityHeader::ALL).of(permit, &Headers::from_pairs(&pairs))
+    fn of(permit: &Permit, sent: &[(&str, &str)]) -> (Vec<(String, String)>, Vec<String>) {
+        written(&IdentityHeaders::new("x-keyward-", IdentityHeader::ALL), permit, sent)
     }
 
-    fn get<'a>(set: &'a [HeaderPair], name: &str) -> Option<&'a str> {
+    /// What Envoy reads: headers to set, names to remove.
+    fn written(
+        identity: &IdentityHeaders,
+        permit: &Permit,
+        sent: &[(&str, &str)],
+    ) -> (Vec<(String, String)>, Vec<String>) {
+        let pairs: Vec<_> =
+            sent.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect();
+        let mut bytes = Vec::new();
+        let said = identity.put_of_key(&mut bytes, permit);
+        identity.put_of_request(&mut bytes, permit, said, &Headers::from_pairs(&pairs));
+        let response = OkHttpResponse::decode(&*bytes).unwrap();
+        let headers = response.headers.into_iter().map(|option| {
+            assert_eq!(option.append_action(), HeaderAppendAction::OverwriteIfExistsOrAdd);
+            let header = option.header.unwrap();
+            (header.key, header.value)
+        });
+        (headers.collect(), response.headers_to_remove)
+    }
+
+    fn get<'a>(set: &'a [(String, String)], name: &str) -> Option<&'a str> {
         set.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
     }
 
@@ -282,7 +351,7 @@ mod tests {
         let permit = permit(|_| ());
         for sent in [&[][..], &[IdentityHeader::KeyId][..], IdentityHeader::ALL] {
             let headers = IdentityHeaders::new("x-keyward-", sent);
-            let (set, mut remove) = headers.of(&permit, &Headers::from_pairs(&[]));
+            let (set, mut remove) = written(&headers, &permit, &[]);
             remove.extend(headers.never_sent().iter().cloned());
             let owned = IdentityHeader::ALL.iter().map(|header| header.name()).chain(OTHER_OWNED);
             for name in owned.map(|name| format!("x-keyward-{name}")) {

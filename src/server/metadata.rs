@@ -6,13 +6,15 @@
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{ListValue, Struct, Value};
 
+use super::protobuf::{field_length, put_bytes, put_head};
 use crate::domain::allowlist::Allowlist;
 use crate::domain::decision::{Denied, Tier};
 use crate::domain::limit::RateLimits;
+use crate::domain::model::ModelRule;
 use crate::domain::policy::Permit;
 
-/// What is said of an allowed request.
-pub fn of_permit(permit: &Permit, tier: Option<Tier>) -> Struct {
+/// What is said of a key in every request of its that is allowed.
+pub fn of_key(permit: &Permit) -> Struct {
     let (key, owner, policy) = (permit.key(), permit.owner(), permit.policy());
     let mut facts = Facts::default();
     facts.text("key_id", &key.id.to_string());
@@ -21,20 +23,40 @@ pub fn of_permit(permit: &Permit, tier: Option<Tier>) -> Struct {
     facts.text("user_id", &owner.id.map(|id| id.to_string()).unwrap_or_default());
     facts.text("username", &owner.username);
     facts.text("role", &owner.role);
-    facts.text("model", permit.model());
-    if let Some(denial) = permit.shadow_denial() {
-        facts.text("shadow_reason", denial.reason.code());
-    }
-    facts.text("tier", tier.map(Tier::as_str).unwrap_or_default());
     facts.list("scopes", policy.scopes.iter());
     match &policy.models {
         Allowlist::Unrestricted => facts.list("allowed_models", ["*"].into_iter()),
         Allowlist::Only(models) => {
-            facts.list("allowed_models", models.iter().map(super::super::domain::model::ModelRule::as_str));
+            facts.list("allowed_models", models.iter().map(ModelRule::as_str));
         }
     }
     facts.set("rate_limit", Kind::StructValue(rate_limits(policy.rate_limits)));
     facts.0
+}
+
+/// What is said of an allowed request besides: fields of the same `Struct`, as they go over the wire.
+pub fn put_of_request(to: &mut Vec<u8>, permit: &Permit, tier: Option<Tier>) {
+    put_text(to, "model", permit.model());
+    put_text(
+        to,
+        "shadow_reason",
+        permit.shadow_denial().map(|denial| denial.reason.code()).unwrap_or_default(),
+    );
+    put_text(to, "tier", tier.map(Tier::as_str).unwrap_or_default());
+}
+
+/// An entry of `Struct.fields` whose `Value` is a text; none where that is empty.
+fn put_text(to: &mut Vec<u8>, name: &str, text: &str) {
+    const FIELDS: u32 = 1;
+    const STRING_VALUE: u32 = 3;
+    if text.is_empty() {
+        return;
+    }
+    let value = field_length(STRING_VALUE, text.len());
+    put_head(to, FIELDS, field_length(1, name.len()).saturating_add(field_length(2, value)));
+    put_bytes(to, 1, name.as_bytes());
+    put_head(to, 2, value);
+    put_bytes(to, STRING_VALUE, text.as_bytes());
 }
 
 /// What is said of a denied one: the reason, and the key where it was proven.

@@ -2,6 +2,8 @@
 //! is decided here.
 
 pub mod admin;
+pub mod answer;
+pub mod check_view;
 pub mod client_san;
 pub mod connections;
 pub mod credentials;
@@ -19,6 +21,7 @@ pub mod mask;
 pub mod metadata;
 pub mod options;
 mod original;
+pub mod protobuf;
 pub mod readiness;
 pub mod report;
 pub mod request;

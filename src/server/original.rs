@@ -193,8 +193,10 @@ fn listed(name: &str, value: &[u8]) -> ListedHeader {
 #[cfg(test)]
 mod tests {
     use axum::http::Request;
-    use tonic::metadata::MetadataMap;
+    use hyper::HeaderMap as Metadata;
+    use prost::Message;
 
+    use super::super::check_view::CheckView;
     use super::super::options::ClientIpSource;
     use super::super::request::Inbound;
     use super::*;
@@ -210,7 +212,9 @@ mod tests {
     fn original(profile: &str, target: &str, headers: &[(&str, &str)]) -> Option<(String, String)> {
         let profile: HttpProfile = profile.parse().unwrap();
         let check = describe(profile, &head(target, headers), Bytes::new()).ok()?;
-        let inbound = Inbound::read(&check, &MetadataMap::new(), &ClientIpSource::Peer).unwrap();
+        let bytes = check.encode_to_vec();
+        let view = CheckView::read(&bytes).unwrap();
+        let inbound = Inbound::read(&view, &Metadata::new(), &ClientIpSource::Peer).unwrap();
         Some((inbound.request.method.to_owned(), inbound.target.to_owned()))
     }
 
@@ -265,7 +269,9 @@ mod tests {
         let target = "/check?anonymous=allow&required_scopes=a%2Cb";
         let options = |profile: HttpProfile, headers: &[(&str, &str)]| {
             let check = describe(profile, &head(target, headers), Bytes::new()).unwrap();
-            let inbound = Inbound::read(&check, &MetadataMap::new(), &ClientIpSource::Peer).unwrap();
+            let bytes = check.encode_to_vec();
+            let view = CheckView::read(&bytes).unwrap();
+            let inbound = Inbound::read(&view, &Metadata::new(), &ClientIpSource::Peer).unwrap();
             (inbound.request.route.allows_anonymous, inbound.request.route.required_scopes.to_owned())
         };
         assert_eq!(options(HttpProfile::Nginx, &named), (true, "a,b".to_owned()));
@@ -280,9 +286,9 @@ mod tests {
     fn a_body_is_whole_only_by_envoy_s_word() {
         let is_whole = |profile: HttpProfile, target: &str, headers: &[(&str, &str)]| {
             let check = describe(profile, &head(target, headers), Bytes::from_static(b"12345"));
-            let check = check.ok()?;
-            Inbound::read(&check, &MetadataMap::new(), &ClientIpSource::Peer)
-                .map(|it| it.request.body.is_whole)
+            let bytes = check.ok()?.encode_to_vec();
+            let view = CheckView::read(&bytes).unwrap();
+            Inbound::read(&view, &Metadata::new(), &ClientIpSource::Peer).map(|it| it.request.body.is_whole)
         };
         let length = ("content-length", "5");
         let envoy = |headers: &[(&str, &str)]| is_whole(HttpProfile::Envoy, "/check/x", headers);
@@ -303,7 +309,9 @@ mod tests {
             let all: Vec<_> =
                 own.into_iter().chain(values.iter().map(|it| ("x-forwarded-for", *it))).collect();
             let check = describe(profile, &head("/check/o", &all), Bytes::new()).unwrap();
-            let inbound = Inbound::read(&check, &MetadataMap::new(), &ClientIpSource::Peer).unwrap();
+            let bytes = check.encode_to_vec();
+            let view = CheckView::read(&bytes).unwrap();
+            let inbound = Inbound::read(&view, &Metadata::new(), &ClientIpSource::Peer).unwrap();
             inbound.request.client.map(|ip| ip.to_string())
         };
         assert_eq!(client(HttpProfile::Caddy, &["10.0.0.1, 192.0.2.7"]).as_deref(), Some("192.0.2.7"));

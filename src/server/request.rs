@@ -2,11 +2,9 @@
 
 use std::net::IpAddr;
 
-use envoy_types::pb::envoy::config::core::v3::address::Address;
-use envoy_types::pb::envoy::service::auth::v3::attribute_context::HttpRequest;
-use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
-use tonic::metadata::MetadataMap;
+use hyper::HeaderMap;
 
+use super::check_view::{CheckView, HttpView, PeerView};
 use super::headers::Headers;
 use super::options::ClientIpSource;
 use crate::domain::body::Body;
@@ -17,27 +15,26 @@ pub struct Inbound<'a> {
     /// What policy may read.
     pub request: Request<'a>,
     /// All of them.
-    pub headers: Headers<'a>,
+    pub headers: &'a Headers<'a>,
     /// Path and query as sent.
     pub target: &'a str,
 }
 
 impl<'a> Inbound<'a> {
-    /// `None` where the check is not about an HTTP request (Envoy's TCP filter asks with addresses alone).
-    pub fn read(check: &'a CheckRequest, metadata: &MetadataMap, client_ip: &ClientIpSource) -> Option<Self> {
-        let attributes = check.attributes.as_ref()?;
-        let http = attributes.request.as_ref()?.http.as_ref()?;
-        let list = http.header_map.as_ref().map(|map| map.headers.as_slice()).unwrap_or_default();
-        let headers = Headers::new(&http.headers, list);
+    /// `None` where the check is not about an HTTP request (Envoy's TCP filter asks with addresses alone). `metadata` is
+    /// that of the call.
+    pub fn read(check: &'a CheckView<'a>, metadata: &HeaderMap, client_ip: &ClientIpSource) -> Option<Self> {
+        let http = check.http.as_ref()?;
+        let headers = &check.headers;
         let request = Request {
-            method: &http.method,
-            path: path(http, &headers),
-            client: client(client_ip, attributes, &headers, metadata),
-            route: route_options(attributes),
-            body: body(http, &headers),
+            method: http.method,
+            path: path(http, headers),
+            client: client(client_ip, check, metadata),
+            route: route_options(check),
+            body: body(http, headers),
         };
         // Envoy puts the query into `path` and leaves `query` empty.
-        Some(Self { request, headers, target: &http.path })
+        Some(Self { request, headers, target: http.path })
     }
 
     /// Whether the caller is a gRPC client, by Envoy's own rule: `application/grpc`, alone or with a `+suffix`.
@@ -62,17 +59,20 @@ impl<'a> Inbound<'a> {
 
 /// Without the query. Empty, which no list admits, where the upstream may get something else: Envoy writes `!` for every
 /// byte that is no UTF-8 (HTTP/2 lets them pass), and only `encode_raw_headers` shows which ones were none.
-fn path<'a>(http: &'a HttpRequest, headers: &Headers<'a>) -> &'a str {
-    let path = http.path.split_once('?').map_or(http.path.as_str(), |(path, _)| path);
+fn path<'a>(http: &HttpView<'a>, headers: &Headers<'a>) -> &'a str {
+    let path = http.path.split_once('?').map_or(http.path, |(path, _)| path);
     let is_as_sent = || {
         let mut raw = headers.values(":path");
-        http.header_map.is_some() && raw.next().is_some_and(|raw| raw.starts_with(path.as_bytes()))
+        http.has_header_map && raw.next().is_some_and(|raw| raw.starts_with(path.as_bytes()))
     };
     if path.contains('!') && !is_as_sent() { "" } else { path }
 }
 
-fn route_options(attributes: &AttributeContext) -> RouteOptions<'_> {
-    let option = |name: &str| attributes.context_extensions.get(name).map(|value| value.trim());
+fn route_options<'a>(check: &CheckView<'a>) -> RouteOptions<'a> {
+    if check.extensions.is_empty() {
+        return RouteOptions::default();
+    }
+    let option = |name: &str| check.extension(name).map(str::trim);
     RouteOptions {
         required_scopes: option("required_scopes").unwrap_or_default(),
         model: option("model").unwrap_or_default(),
@@ -82,7 +82,7 @@ fn route_options(attributes: &AttributeContext) -> RouteOptions<'_> {
 }
 
 /// Only as bytes (`pack_as_bytes`): as text Envoy puts `!` for what is no UTF-8, and the upstream gets something else.
-fn body<'a>(http: &'a HttpRequest, headers: &Headers<'a>) -> Body<'a> {
+fn body<'a>(http: &HttpView<'a>, headers: &Headers<'a>) -> Body<'a> {
     if http.raw_body.is_empty() {
         return Body::default();
     }
@@ -98,17 +98,17 @@ fn body<'a>(http: &'a HttpRequest, headers: &Headers<'a>) -> Body<'a> {
         headers.text(name).or_else(|| headers.values(name).next().map(|_| "?")).unwrap_or_default()
     };
     let (encoding, content_type) = (single("content-encoding"), single("content-type"));
-    Body { bytes: Some(&http.raw_body), is_whole, encoding, content_type }
+    Body { bytes: Some(http.raw_body), is_whole, encoding, content_type }
 }
 
-fn client(
-    source: &ClientIpSource,
-    attributes: &AttributeContext,
-    headers: &Headers<'_>,
-    metadata: &MetadataMap,
-) -> Option<IpAddr> {
+fn client(source: &ClientIpSource, check: &CheckView<'_>, metadata: &HeaderMap) -> Option<IpAddr> {
+    let headers = &check.headers;
     match source {
-        ClientIpSource::Peer => peer(attributes)?.parse().ok(),
+        ClientIpSource::Peer => match check.peer {
+            PeerView::Socket(address) => address.parse().ok(),
+            // A unix socket has none.
+            PeerView::Other | PeerView::Unknown => None,
+        },
         ClientIpSource::Header(name) => headers.text(name)?.trim().parse().ok(),
         ClientIpSource::Metadata(name) => {
             let mut values = metadata.get_all(name).iter();
@@ -126,20 +126,17 @@ fn client(
     }
 }
 
-/// The socket's peer; a unix socket has none.
-fn peer(attributes: &AttributeContext) -> Option<&str> {
-    match attributes.source.as_ref()?.address.as_ref()?.address.as_ref()? {
-        Address::SocketAddress(address) => Some(&address.address),
-        Address::Pipe(_) | Address::EnvoyInternalAddress(_) => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use envoy_types::pb::envoy::config::core::v3::address::Address;
     use envoy_types::pb::envoy::config::core::v3::{
-        Address as CoreAddress, HeaderMap, HeaderValue, SocketAddress,
+        Address as CoreAddress, HeaderMap as HeaderList, HeaderValue, SocketAddress,
     };
-    use envoy_types::pb::envoy::service::auth::v3::attribute_context::{Peer, Request as RequestAttributes};
+    use envoy_types::pb::envoy::service::auth::v3::attribute_context::{
+        HttpRequest, Peer, Request as RequestAttributes,
+    };
+    use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
+    use prost::Message;
 
     use super::*;
 
@@ -161,29 +158,34 @@ mod tests {
         CheckRequest { attributes: Some(attributes) }
     }
 
-    fn client_of(source: &str, headers: &[(&str, &str)], metadata: &MetadataMap) -> Option<String> {
-        let check = check(headers);
-        Inbound::read(&check, metadata, &source.parse().unwrap())
-            .unwrap()
-            .request
-            .client
-            .map(|ip| ip.to_string())
+    /// What is read of a check, handed to `look`.
+    fn read<T>(check: &CheckRequest, look: impl FnOnce(Option<Inbound<'_>>) -> T) -> T {
+        let bytes = check.encode_to_vec();
+        let view = CheckView::read(&bytes).unwrap();
+        look(Inbound::read(&view, &HeaderMap::new(), &ClientIpSource::Peer))
+    }
+
+    fn client_of(source: &str, headers: &[(&str, &str)], metadata: &HeaderMap) -> Option<String> {
+        let bytes = check(headers).encode_to_vec();
+        let view = CheckView::read(&bytes).unwrap();
+        let inbound = Inbound::read(&view, metadata, &source.parse().unwrap()).unwrap();
+        inbound.request.client.map(|ip| ip.to_string())
     }
 
     #[test]
     fn a_check_without_an_http_request_is_none() {
-        let read =
-            |check: &CheckRequest| Inbound::read(check, &MetadataMap::new(), &ClientIpSource::Peer).is_some();
-        assert!(read(&check(&[])));
-        assert!(!read(&CheckRequest::default()));
-        assert!(!read(&CheckRequest { attributes: Some(AttributeContext::default()) }));
+        let is_some = |check: &CheckRequest| read(check, |inbound| inbound.is_some());
+        assert!(is_some(&check(&[])));
+        assert!(!is_some(&CheckRequest::default()));
+        assert!(!is_some(&CheckRequest { attributes: Some(AttributeContext::default()) }));
     }
 
     #[test]
     fn the_path_is_cut_at_its_query() {
-        let check = check(&[]);
-        let inbound = Inbound::read(&check, &MetadataMap::new(), &ClientIpSource::Peer).unwrap();
-        assert_eq!((inbound.request.path, inbound.target), ("/v1/x", "/v1/x?a=b"));
+        read(&check(&[]), |inbound| {
+            let inbound = inbound.unwrap();
+            assert_eq!((inbound.request.path, inbound.target), ("/v1/x", "/v1/x?a=b"));
+        });
     }
 
     #[test]
@@ -191,25 +193,24 @@ mod tests {
         let raw = |path: &[u8]| {
             let header =
                 HeaderValue { key: ":path".into(), raw_value: path.to_vec(), ..HeaderValue::default() };
-            Some(HeaderMap { headers: vec![header] })
+            Some(HeaderList { headers: vec![header] })
         };
         for (header_map, expected) in [
             (raw(b"/v1/a!?b=\xff"), "/v1/a!"),
             (raw(b"/v1/a\xff?b=c"), ""),
-            (Some(HeaderMap::default()), ""),
+            (Some(HeaderList::default()), ""),
             (None, ""),
         ] {
             let mut check = check(&[]);
             let http = check.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
             (http.path, http.header_map) = ("/v1/a!?b=c".into(), header_map);
-            let inbound = Inbound::read(&check, &MetadataMap::new(), &ClientIpSource::Peer).unwrap();
-            assert_eq!(inbound.request.path, expected);
+            read(&check, |inbound| assert_eq!(inbound.unwrap().request.path, expected));
         }
     }
 
     #[test]
     fn the_client_s_address_by_each_source() {
-        let mut metadata = MetadataMap::new();
+        let mut metadata = HeaderMap::new();
         metadata.insert("client", "192.0.2.7".parse().unwrap());
         let headers =
             [("x-forwarded-for", "1.1.1.1, 2.2.2.2,3.3.3.3"), ("x-real-ip", "4.4.4.4"), ("bad", "5.5")];
@@ -239,8 +240,7 @@ mod tests {
             ("application/json", false),
         ] {
             let check = check(&[("content-type", content_type)]);
-            let inbound = Inbound::read(&check, &MetadataMap::new(), &ClientIpSource::Peer).unwrap();
-            assert_eq!(inbound.is_grpc(), expected, "{content_type}");
+            read(&check, |inbound| assert_eq!(inbound.unwrap().is_grpc(), expected, "{content_type}"));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Decision to `CheckResponse`: the only file that builds one.
+//! Decision to answer: the only file that builds one.
 //!
 //! In Envoy a response is an allow if its `status.code` is 0, whatever else it holds, and an empty message has code 0.
 //! So nothing here uses a default: `Responder::allow` needs a permit, and every other way out goes through
@@ -9,19 +9,21 @@ use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
 use envoy_types::pb::envoy::service::auth::v3::{CheckResponse, DeniedHttpResponse, OkHttpResponse};
 use envoy_types::pb::envoy::r#type::v3::HttpStatus;
-use envoy_types::pb::google::protobuf::Struct;
 use envoy_types::pb::google::rpc;
+use prost::Message;
 
+use super::answer::{AllowWriter, Answer, put_query_removal, put_removal};
 use super::credentials::{KNOWN_CARRIERS, query_spellings};
 use super::error_body::{self, Refusal};
-use super::identity::{IdentityHeaders, starts_with_folded};
+use super::identity::{IdentityHeaders, Said, starts_with_folded};
 use super::metadata;
 use super::options::{CredentialSource, ErrorFormat, IdentityHeader, OnUnavailable};
 use super::request::Inbound;
 use crate::authorizer::Checked;
-use crate::domain::decision::{Decision, Denied};
+use crate::domain::decision::{Decision, Denied, Tier};
 use crate::domain::denial::Denial;
 use crate::domain::policy::Permit;
+use crate::domain::prepared::Written;
 
 /// What an operator chooses about answers.
 #[derive(Debug, Clone)]
@@ -49,8 +51,8 @@ pub struct Responder {
     identity: IdentityHeaders,
     /// Headers that carry credentials: known ones and configured ones; empty with `--forward-credentials`.
     carriers: Vec<String>,
-    /// Removed from every allowed request: carriers and owned names that are never sent.
-    always_removed: Vec<String>,
+    /// The removal, in every allow, of carriers and of owned names that are never sent, as it goes over the wire.
+    always_removed: Vec<u8>,
     reason_header: String,
     options: ResponseOptions,
 }
@@ -65,7 +67,10 @@ impl Responder {
         let identity = IdentityHeaders::new(&options.header_prefix, &options.headers);
         let carriers =
             if options.forward_credentials { Vec::new() } else { carriers(&options.credential_sources) };
-        let always_removed = carriers.iter().chain(identity.never_sent()).cloned().collect();
+        let mut always_removed = Vec::new();
+        for name in carriers.iter().chain(identity.never_sent()) {
+            put_removal(&mut always_removed, name);
+        }
         let reason_header = format!("{}reason", options.header_prefix);
         Self { identity, carriers, always_removed, reason_header, options }
     }
@@ -76,75 +81,72 @@ impl Responder {
     }
 
     /// The answer to a check. `inbound` is `None` for a check without an HTTP request.
-    pub fn respond(
-        &self,
-        checked: &Checked,
-        inbound: Option<&Inbound<'_>>,
-    ) -> Result<CheckResponse, LeftToEnvoy> {
+    pub fn respond(&self, checked: &Checked, inbound: Option<&Inbound<'_>>) -> Result<Answer, LeftToEnvoy> {
         match (&checked.decision, inbound) {
-            (Decision::Allow(permit), Some(inbound)) => {
-                Ok(self.allow(permit, metadata::of_permit(permit, checked.tier), inbound))
-            }
+            (Decision::Allow(permit), Some(inbound)) => Ok(self.allow(permit, checked.tier, inbound)),
             (Decision::Anonymous, Some(inbound)) => Ok(self.allow_anonymous(inbound)),
-            (Decision::Deny(denied), _) => Ok(self.deny(denied, inbound)),
+            (Decision::Deny(denied), _) => Ok(Answer::of(&self.deny(denied, inbound))),
             (Decision::Unavailable(_), _) => match self.options.on_unavailable {
-                OnUnavailable::Deny => Ok(self.refuse(UNAVAILABLE, None, inbound)),
+                OnUnavailable::Deny => Ok(Answer::of(&self.refuse(UNAVAILABLE, None, inbound))),
                 OnUnavailable::Error => Err(LeftToEnvoy),
             },
             // Nothing can be allowed that was not asked for over HTTP.
             (Decision::Allow(_) | Decision::Anonymous, None) => {
-                Ok(self.deny(&Denied::unproven(Denial::MissingCredentials), None))
+                Ok(Answer::of(&self.deny(&Denied::unproven(Denial::MissingCredentials), None)))
             }
         }
     }
 
-    fn allow(&self, permit: &Permit, metadata: Struct, inbound: &Inbound<'_>) -> CheckResponse {
-        let (set, mut remove) = self.identity.of(permit, &inbound.headers);
-        self.add_removals(inbound, &mut remove);
+    fn allow(&self, permit: &Permit, tier: Option<Tier>, inbound: &Inbound<'_>) -> Answer {
+        let written = permit.candidate().prepared.get_or_write(|| self.write(permit));
+        let (headers, facts) = written.parts();
+        let mut allow = AllowWriter {
+            prepared: [&self.always_removed, headers],
+            prepared_facts: facts,
+            ..AllowWriter::default()
+        };
+        let said = Said { set: written.set, too_long: written.too_long };
+        self.identity.put_of_request(&mut allow.response, permit, said, inbound.headers);
+        self.put_removals(&mut allow.response, inbound);
         if permit.is_by_path() {
             let names = inbound.headers.iter().map(|(name, _)| name);
-            remove.extend(names.filter(|name| takes_the_place_of_the_path(name)).map(str::to_owned));
+            names
+                .filter(|name| takes_the_place_of_the_path(name))
+                .for_each(|name| put_removal(&mut allow.response, name));
         }
-        let headers = set.into_iter().map(|(name, value)| overwrite(name, value)).collect();
-        ok(
-            OkHttpResponse {
-                headers,
-                headers_to_remove: remove,
-                query_parameters_to_remove: self.query_removals(inbound),
-                ..OkHttpResponse::default()
-            },
-            metadata,
-        )
+        metadata::put_of_request(&mut allow.facts, permit, tier);
+        allow.finish()
     }
 
-    fn allow_anonymous(&self, inbound: &Inbound<'_>) -> CheckResponse {
-        let mut remove = self.identity.all(&inbound.headers);
-        self.add_removals(inbound, &mut remove);
-        let removals = OkHttpResponse {
-            headers_to_remove: remove,
-            query_parameters_to_remove: self.query_removals(inbound),
-            ..OkHttpResponse::default()
-        };
-        ok(removals, Struct::default())
+    /// What every allow of this key says.
+    fn write(&self, permit: &Permit) -> Written {
+        let mut headers = Vec::new();
+        let said = self.identity.put_of_key(&mut headers, permit);
+        Written::new(&headers, &metadata::of_key(permit).encode_to_vec(), said.set, said.too_long)
     }
 
-    fn add_removals(&self, inbound: &Inbound<'_>, remove: &mut Vec<String>) {
-        remove.extend(self.always_removed.iter().cloned());
-        // The same carriers as an upstream may spell them: x_api_key.
+    fn allow_anonymous(&self, inbound: &Inbound<'_>) -> Answer {
+        let mut allow = AllowWriter { prepared: [&self.always_removed, &[]], ..AllowWriter::default() };
+        self.identity.put_all_removed(&mut allow.response, inbound.headers);
+        self.put_removals(&mut allow.response, inbound);
+        allow.finish()
+    }
+
+    /// Carriers as an upstream may spell them (`x_api_key`), and those in the query.
+    fn put_removals(&self, to: &mut Vec<u8>, inbound: &Inbound<'_>) {
+        if self.options.forward_credentials {
+            return;
+        }
         for (name, _) in inbound.headers.iter() {
             let is_carrier =
                 |carrier: &String| name.len() == carrier.len() && starts_with_folded(name, carrier);
             if name.contains('_') && self.carriers.iter().any(is_carrier) {
-                remove.push(name.to_owned());
+                put_removal(to, name);
             }
         }
-    }
-
-    fn query_removals(&self, inbound: &Inbound<'_>) -> Vec<String> {
-        if self.options.forward_credentials {
-            return Vec::new();
+        for spelling in query_spellings(&self.options.credential_sources, inbound.target) {
+            put_query_removal(to, spelling);
         }
-        query_spellings(&self.options.credential_sources, inbound.target).map(str::to_owned).collect()
     }
 
     fn deny(&self, denied: &Denied, inbound: Option<&Inbound<'_>>) -> CheckResponse {
@@ -207,16 +209,6 @@ const UNAVAILABLE: Refusal = Refusal {
     code: "unavailable",
     message: "The request can't be authorized right now. Try again in a moment.",
 };
-
-/// The one allow. Code 0 is written out because it *is* the allow.
-fn ok(response: OkHttpResponse, metadata: Struct) -> CheckResponse {
-    const ALLOWED: i32 = 0;
-    CheckResponse {
-        status: Some(rpc::Status { code: ALLOWED, message: String::new(), details: Vec::new() }),
-        dynamic_metadata: Some(metadata),
-        http_response: Some(HttpResponse::OkResponse(response)),
-    }
-}
 
 /// What an answer allows; `None` for a denial.
 pub fn allowed(response: &CheckResponse) -> Option<&OkHttpResponse> {
@@ -293,7 +285,7 @@ mod tests {
         let responder = responder(OnUnavailable::Deny);
         for reason in Denial::ALL {
             let checked = Checked { decision: Decision::Deny(Denied::unproven(reason)), tier: None };
-            let response = responder.respond(&checked, None).unwrap();
+            let response = responder.respond(&checked, None).unwrap().read().unwrap();
             assert!(!is_allow(&response), "{reason:?}");
             let Some(HttpResponse::DeniedResponse(denied)) = response.http_response else {
                 panic!("{reason:?}")
@@ -305,13 +297,13 @@ mod tests {
     #[test]
     fn without_an_http_request_nothing_is_allowed() {
         let checked = Checked { decision: Decision::Anonymous, tier: None };
-        assert!(!is_allow(&responder(OnUnavailable::Deny).respond(&checked, None).unwrap()));
+        assert!(!is_allow(&responder(OnUnavailable::Deny).respond(&checked, None).unwrap().read().unwrap()));
     }
 
     #[test]
     fn unavailable_is_a_503_or_left_to_envoy() {
         let checked = Checked { decision: Decision::Unavailable(Cause::Store), tier: None };
-        let response = responder(OnUnavailable::Deny).respond(&checked, None).unwrap();
+        let response = responder(OnUnavailable::Deny).respond(&checked, None).unwrap().read().unwrap();
         let Some(HttpResponse::DeniedResponse(denied)) = &response.http_response else { panic!() };
         assert_eq!(denied.status.as_ref().unwrap().code, 503);
         assert!(!is_allow(&response));
