@@ -24,6 +24,7 @@ mod envoy_config;
 mod feed_triggers;
 mod forward_auth;
 mod forward_auth_proxies;
+mod grpc_frames;
 mod house;
 mod key_life;
 mod lifecycle;
