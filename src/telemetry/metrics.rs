@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 use super::gauges::Gauges;
 use super::labels::{CAUSES, REDIS_FAILURES, SHADOW_REASONS};
 use super::process::Process;
+use super::striped::{StripedCounter, StripedHistogram};
 use crate::domain::decision::Tier;
 use crate::domain::denial::Denial;
 
@@ -27,16 +28,16 @@ pub use super::labels::{
 #[derive(Debug, Clone)]
 pub struct Metrics {
     /// `keyward_checks_total`
-    checks: Family<CheckLabels, Counter>,
+    checks: Family<CheckLabels, StripedCounter>,
     /// The most frequent one of them.
-    checks_allowed: Counter,
+    checks_allowed: StripedCounter,
     /// `keyward_check_duration_seconds`
-    check_duration: Family<TierLabels, Histogram, fn() -> Histogram>,
-    check_durations: ByTier<Histogram>,
+    check_duration: Family<TierLabels, StripedHistogram, fn() -> StripedHistogram>,
+    check_durations: ByTier<StripedHistogram>,
     /// For checks that looked up no record.
-    check_duration_without_tier: Histogram,
+    check_duration_without_tier: StripedHistogram,
     /// `keyward_cache_requests_total`
-    cache_requests: Family<CacheLabels, Counter>,
+    cache_requests: Family<CacheLabels, StripedCounter>,
     record_requests: ByTier<ByResult>,
     verdict_requests: ByTier<ByResult>,
     /// `keyward_shadow_denials_total`
@@ -121,15 +122,15 @@ impl<T> ByTier<T> {
 
 #[derive(Debug, Clone)]
 struct ByResult {
-    hit: Counter,
-    miss: Counter,
-    absent: Counter,
-    rejected: Counter,
-    error: Counter,
+    hit: StripedCounter,
+    miss: StripedCounter,
+    absent: StripedCounter,
+    rejected: StripedCounter,
+    error: StripedCounter,
 }
 
 impl ByResult {
-    fn new(make: impl Fn(CacheResult) -> Counter) -> Self {
+    fn new(make: impl Fn(CacheResult) -> StripedCounter) -> Self {
         Self {
             hit: make(CacheResult::Hit),
             miss: make(CacheResult::Miss),
@@ -139,7 +140,7 @@ impl ByResult {
         }
     }
 
-    fn of(&self, result: CacheResult) -> &Counter {
+    fn of(&self, result: CacheResult) -> &StripedCounter {
         match result {
             CacheResult::Hit => &self.hit,
             CacheResult::Miss => &self.miss,
@@ -150,10 +151,18 @@ impl ByResult {
     }
 }
 
-/// For checks, and for what they wait for.
-fn check_buckets() -> Histogram {
-    // 50 µs to 1.6 s: the steps double.
-    Histogram::new(exponential_buckets(0.000_05, 2.0, 16))
+/// 50 µs to 1.6 s: the steps double.
+fn check_bounds() -> impl Iterator<Item = f64> {
+    exponential_buckets(0.000_05, 2.0, 16)
+}
+
+fn check_buckets() -> StripedHistogram {
+    StripedHistogram::new(check_bounds())
+}
+
+/// For what checks wait for.
+fn backend_buckets() -> Histogram {
+    Histogram::new(check_bounds())
 }
 
 fn toggle_buckets() -> Histogram {
@@ -164,7 +173,7 @@ fn toggle_buckets() -> Histogram {
 impl Metrics {
     /// New handles, all at zero.
     pub fn new() -> Self {
-        let checks = Family::<CheckLabels, Counter>::default();
+        let checks = Family::<CheckLabels, StripedCounter>::default();
         let checks_allowed = checks.get_or_create_owned(&CheckLabels { decision: "allow", reason: "ok" });
         // From the start and at zero: a rate can't see the first event of a series that comes with it.
         let denials = Denial::ALL.map(|denial| CheckLabels { decision: "deny", reason: denial.code() });
@@ -173,10 +182,10 @@ impl Metrics {
         for labels in denials.iter().chain(&causes).chain([&anonymous]) {
             let _ = checks.get_or_create(labels);
         }
-        let check_duration: Family<TierLabels, Histogram, fn() -> Histogram> =
+        let check_duration: Family<TierLabels, StripedHistogram, fn() -> StripedHistogram> =
             Family::new_with_constructor(check_buckets);
         let duration = |tier| check_duration.get_or_create_owned(&TierLabels { tier });
-        let cache_requests = Family::<CacheLabels, Counter>::default();
+        let cache_requests = Family::<CacheLabels, StripedCounter>::default();
         let requests = |cache| {
             ByTier::new(|tier| {
                 ByResult::new(|result| {
@@ -218,9 +227,9 @@ impl Metrics {
             bcrypt_queue_limit: Gauge::default(),
             bcrypt_threads: Gauge::default(),
             bcrypt_busy_threads: Gauge::default(),
-            store_query_duration: check_buckets(),
+            store_query_duration: backend_buckets(),
             redis_breaker_open: Gauge::default(),
-            redis_duration: check_buckets(),
+            redis_duration: backend_buckets(),
             redis_failures,
             invalid_rows: Counter::default(),
             last_used_writes: Counter::default(),
@@ -267,7 +276,7 @@ impl Metrics {
 
     fn observe_check(&self, tier: Option<Tier>, elapsed: Duration) {
         let duration = tier.map_or(&self.check_duration_without_tier, |tier| self.check_durations.of(tier));
-        duration.observe(elapsed.as_secs_f64());
+        duration.observe(elapsed);
     }
 
     /// Counts one request that a rule in shadow mode would have denied.
@@ -291,7 +300,7 @@ impl Metrics {
         self.cache_counter(cache, tier, result).get()
     }
 
-    fn cache_counter(&self, cache: CacheKind, tier: Tier, result: CacheResult) -> &Counter {
+    fn cache_counter(&self, cache: CacheKind, tier: Tier, result: CacheResult) -> &StripedCounter {
         let requests = match cache {
             CacheKind::Record => &self.record_requests,
             CacheKind::Verdict => &self.verdict_requests,

@@ -7,4 +7,5 @@ pub mod logging;
 pub mod metrics;
 mod post;
 mod process;
+mod striped;
 pub mod traces;
