@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::Instrument;
 
@@ -15,6 +16,8 @@ pub struct Flights<K, V> {
     /// What followers wait on; an entry leaves when its work ends, in whatever way.
     running: Mutex<HashMap<K, watch::Receiver<Option<V>>>>,
     max: usize,
+    /// Where the work runs: connections have threads of their own.
+    runtime: Handle,
 }
 
 /// Why there is no answer.
@@ -33,7 +36,7 @@ where
 {
     /// At most `max` at once.
     pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { running: Mutex::new(HashMap::new()), max })
+        Arc::new(Self { running: Mutex::new(HashMap::new()), max, runtime: Handle::current() })
     }
 
     /// Waits for the answer to `key`; starts `work` for it unless somebody else has.
@@ -64,7 +67,7 @@ where
         let landing = Landing { flights: Arc::clone(self), key };
         // In the span of who asked first.
         let work = work().in_current_span();
-        tokio::spawn(async move {
+        self.runtime.spawn(async move {
             let value = work.await;
             // Leave before announcing: whoever asks from now on asks anew.
             drop(landing);

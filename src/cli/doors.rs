@@ -14,10 +14,12 @@ use crate::server::connections::Connections;
 use crate::server::decisions::DecisionRecorder;
 use crate::server::door::{CheckOptions, Door};
 use crate::server::forward_auth::ForwardAuth;
+use crate::server::grpc::GrpcServices;
 use crate::server::listen::{self, Listener};
 use crate::server::readiness::Readiness;
 use crate::server::response::{Responder, ResponseOptions};
 use crate::server::tls::{Tls, TlsFiles};
+use crate::server::workers::Workers;
 use crate::telemetry::decision_log::DecisionLog;
 use crate::telemetry::metrics::{Door as DoorLabel, Metrics};
 
@@ -76,6 +78,16 @@ pub(super) fn grpc_tls(settings: &Settings, metrics: &Metrics) -> anyhow::Result
     Ok(Some(Arc::new(
         tls.context("set up TLS for checks (--grpc-tls-cert, --grpc-tls-key, --grpc-tls-client-ca)")?,
     )))
+}
+
+/// What every connection of the gRPC port gets.
+pub(super) fn connections(
+    settings: &Settings,
+    services: GrpcServices,
+    tls: Option<Arc<Tls>>,
+) -> anyhow::Result<Connections> {
+    let workers = Workers::start(settings.worker_threads).context("start the threads that serve checks")?;
+    Ok(Connections { services, tls, workers: Arc::new(workers), max_age: settings.max_connection_age })
 }
 
 /// All of them, or none.

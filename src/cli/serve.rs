@@ -12,14 +12,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
-use super::doors::{door, grpc_tls, open_admin, open_grpc, open_http, responder};
+use super::doors::{connections, door, grpc_tls, open_admin, open_grpc, open_http, responder};
 use super::failure::{Exit, Failure};
 use super::flags::{AllSettings, SettingFlags};
 use super::parts::{Parts, Purpose};
 use super::reload::Reloading;
 use crate::config::{Setting, Settings};
 use crate::server::admin::{AdminState, router};
-use crate::server::connections::Connections;
 use crate::server::explain::Explainer;
 use crate::server::grpc::GrpcServices;
 use crate::server::readiness::Readiness;
@@ -77,7 +76,7 @@ async fn serve(settings: &Settings, flags: SettingFlags<AllSettings>, level: Lev
         max_bytes: settings.max_check_bytes,
         others: Routes::new(health_service).prepare(),
     };
-    let grpc = Connections { services, tls: tls.clone(), max_age: settings.max_connection_age };
+    let grpc = connections(settings, services, tls.clone())?;
     let shown = Arc::new(ArcSwap::from_pointee(shown(settings)));
     let admin = router(AdminState {
         caches: parts.caches,

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::grpc::GrpcServices;
 use super::listen::{Accepted, Listener};
 use super::tls::Tls;
+use super::workers::Workers;
 
 /// Checks that one connection may have open: Envoy opens that many.
 const MAX_CONCURRENT_STREAMS: u32 = 1024;
@@ -36,6 +37,8 @@ pub struct Connections {
     pub services: GrpcServices,
     /// How hands are shaken; `None` for none at all.
     pub tls: Option<Arc<Tls>>,
+    /// What serves them.
+    pub workers: Arc<Workers>,
     /// `--max-connection-age`
     pub max_age: Option<Duration>,
 }
@@ -71,12 +74,14 @@ impl Connections {
 
     fn start(&self, accepted: Accepted, tracker: &TaskTracker, stop: &CancellationToken) {
         let (this, stop) = (self.clone(), stop.clone());
-        match accepted {
-            Accepted::Tcp(stream, peer) => {
-                tracker.spawn(async move { this.secure(stream, peer, stop).await })
+        let serving = async move {
+            match accepted.move_here() {
+                Ok(Accepted::Tcp(stream, peer)) => this.secure(stream, peer, stop).await,
+                Ok(Accepted::Unix(stream)) => this.secure(stream, "unix", stop).await,
+                Err(error) => tracing::warn!(%error, "a connection can't be served"),
             }
-            Accepted::Unix(stream) => tracker.spawn(async move { this.secure(stream, "unix", stop).await }),
         };
+        self.workers.run(tracker.track_future(serving));
     }
 
     async fn secure<S>(self, stream: S, peer: impl Display, stop: CancellationToken)

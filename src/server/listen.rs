@@ -88,6 +88,16 @@ pub enum Accepted {
     Unix(UnixStream),
 }
 
+impl Accepted {
+    /// The same on the runtime that this is called on.
+    pub fn move_here(self) -> io::Result<Self> {
+        match self {
+            Self::Tcp(stream, peer) => Ok(Self::Tcp(TcpStream::from_std(stream.into_std()?)?, peer)),
+            Self::Unix(stream) => Ok(Self::Unix(UnixStream::from_std(stream.into_std()?)?)),
+        }
+    }
+}
+
 impl Listener {
     /// Opens it. With `reuse_port` other processes that do the same can listen there too.
     pub async fn open(listen: &Listen, reuse_port: bool) -> io::Result<Self> {

@@ -28,3 +28,4 @@ pub mod request;
 pub mod response;
 pub mod tls;
 pub mod watch;
+pub mod workers;
