@@ -15,6 +15,7 @@ use super::outage::Outage;
 use super::proof::{Prover, RedisVerdict};
 use tracing::Instrument;
 
+use crate::cache::interned::Interned;
 use crate::cache::records::{FillTicket, RecordCache, Records, Remembered};
 use crate::cache::redis::{Fetched, RedisCache, StoredRecords};
 use crate::clock;
@@ -22,7 +23,7 @@ use crate::domain::decision::{Cause, Tier};
 use crate::domain::freshness::coverage::{Known, Standing, View};
 use crate::domain::key::{KeyPrefix, PresentedKey};
 use crate::domain::limit::Budget;
-use crate::domain::record::{Candidate, KeyId};
+use crate::domain::record::{Candidate, KeyId, KeyPolicy};
 use crate::domain::row::CandidateRow;
 use crate::domain::time::{Instant, Now};
 use crate::store::{Reading, Store, StoreError};
@@ -35,6 +36,9 @@ const MAX_FLIGHTS: usize = 4096;
 /// Spending grows without a change of the key, so a record with a budget is read again at least this often (contract,
 /// section 4).
 const BUDGET_RECORD_TTL: Duration = Duration::from_secs(30);
+
+/// Different sets of rights that are looked for among the records.
+const MAX_RIGHTS: usize = 1024;
 
 /// Defective rows that are remembered as reported; after that many, some are reported again.
 const MAX_REPORTED: usize = 10_000;
@@ -87,6 +91,8 @@ pub struct Candidates {
     metrics: Metrics,
     /// How long "no such prefix" is remembered.
     absent_lifetime: Duration,
+    /// Rights that keys have in common.
+    rights: Interned<KeyPolicy>,
     /// Keys whose rows were reported as defective, so that each is reported once.
     reported: Mutex<HashSet<KeyId>>,
 }
@@ -128,7 +134,7 @@ impl Candidates {
             absent_lifetime,
         } = parts;
         let flights = Flights::new(MAX_FLIGHTS);
-        let reported = Mutex::default();
+        let (rights, reported) = (Interned::new(MAX_RIGHTS), Mutex::default());
         Arc::new(Self {
             memory,
             redis,
@@ -140,6 +146,7 @@ impl Candidates {
             background,
             metrics,
             absent_lifetime,
+            rights,
             reported,
         })
     }
@@ -339,13 +346,18 @@ impl Candidates {
         if rows.is_empty() {
             return None;
         }
-        let candidates: Vec<Arc<Candidate>> =
-            rows.iter().map(|row| Arc::new(Candidate::from_row(row))).collect();
+        let candidates: Vec<Arc<Candidate>> = rows.iter().map(|row| self.candidate(row)).collect();
         for candidate in &candidates {
             self.report_defects(candidate);
         }
         let read_again_at = read_at.saturating_add(self.lifetime(&candidates));
         Some(Records { candidates, known, read_again_at })
+    }
+
+    fn candidate(&self, row: &CandidateRow) -> Arc<Candidate> {
+        let mut candidate = Candidate::from_row(row);
+        candidate.policy = candidate.policy.map(|policy| self.rights.share(policy));
+        Arc::new(candidate)
     }
 
     /// How long after they left the store records have to be read again.

@@ -4,6 +4,7 @@
 //! sealed and what comes back may at most be a miss.
 
 pub mod breaker;
+pub mod interned;
 pub mod records;
 pub mod redis;
 pub mod redis_url;

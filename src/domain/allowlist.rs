@@ -8,7 +8,7 @@ use thiserror::Error;
 pub const MAX_LIST_ENTRIES: usize = 4096;
 
 /// What a key may reach of one kind of thing. An invalid list is an error and so never one of these.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Allowlist<T> {
     /// NULL, JSON `null` or `[]`.
     Unrestricted,

@@ -1,13 +1,13 @@
 //! The entries of `allowed_endpoints`: an optional method and a path pattern.
 
 /// `/v1/chat/completions`, `POST /v1/chat/*`: `*` stands for one whole segment, `**` for any number of them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct EndpointRule {
     method: Option<Box<str>>,
     segments: Box<[Segment]>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Segment {
     Literal(Box<str>),
     One,

@@ -19,32 +19,41 @@ pub const BCRYPT_COSTS: std::ops::RangeInclusive<u32> = 4..=14;
 const BCRYPT_BYTES: usize = 60;
 const SHA256_LABEL: &str = "sha256:";
 
-/// A stored hash in one of the accepted forms.
+/// A stored hash in one of the accepted forms. There are as many in memory as keys, so it is small.
 pub struct KeyHash {
-    text: Zeroizing<String>,
+    text: Zeroizing<Box<str>>,
     kind: HashKind,
     fingerprint: HashFingerprint,
 }
 
+#[derive(Clone, Copy)]
 enum HashKind {
     Bcrypt { cost: u32 },
-    Sha256(Zeroizing<[u8; 32]>),
+    Sha256,
 }
 
-/// Names a hash in memory without being it: SHA-256 of its text.
+/// Names a hash in memory without being it: half of the SHA-256 of its text, which no two hashes share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct HashFingerprint([u8; 32]);
+pub struct HashFingerprint([u8; 16]);
+
+impl HashFingerprint {
+    fn of(text: &str) -> Self {
+        let digest: [u8; 32] = Sha256::digest(text.as_bytes()).into();
+        let (half, _) = digest.split_first_chunk().unwrap_or((&[0; 16], &[]));
+        Self(*half)
+    }
+}
 
 impl KeyHash {
     /// Parses the column's text.
     pub fn parse(text: &str) -> Result<Self, HashDefect> {
-        let kind = if let Some(digits) = text.strip_prefix(SHA256_LABEL) {
-            HashKind::Sha256(Zeroizing::new(parse_hex(digits).ok_or(HashDefect::MalformedSha256)?))
+        let kind = if text.starts_with(SHA256_LABEL) {
+            sha256_digits(text).ok_or(HashDefect::MalformedSha256)?;
+            HashKind::Sha256
         } else {
             HashKind::Bcrypt { cost: parse_bcrypt(text)? }
         };
-        let fingerprint = HashFingerprint(Sha256::digest(text.as_bytes()).into());
-        Ok(Self { text: Zeroizing::new(text.to_owned()), kind, fingerprint })
+        Ok(Self { text: Zeroizing::new(text.into()), kind, fingerprint: HashFingerprint::of(text) })
     }
 
     /// The stored text, for bcrypt and for MACs alone.
@@ -59,20 +68,21 @@ impl KeyHash {
 
     /// The bcrypt cost, where the form is bcrypt.
     pub fn bcrypt_cost(&self) -> Option<u32> {
-        match &self.kind {
-            HashKind::Bcrypt { cost } => Some(*cost),
-            HashKind::Sha256(_) => None,
+        match self.kind {
+            HashKind::Bcrypt { cost } => Some(cost),
+            HashKind::Sha256 => None,
         }
     }
 
     /// Compares a key with a SHA-256 hash, in constant time; `None` where the form is bcrypt, which is too slow to be
     /// computed here.
     pub fn matches_sha256(&self, key: &PresentedKey) -> Option<bool> {
-        match &self.kind {
+        match self.kind {
             HashKind::Bcrypt { .. } => None,
-            HashKind::Sha256(expected) => {
+            HashKind::Sha256 => {
                 let digest: [u8; 32] = Sha256::digest(key.expose_secret()).into();
-                Some(digest.ct_eq(&**expected).into())
+                let expected = sha256_digits(&self.text).map(Zeroizing::new);
+                Some(expected.is_some_and(|expected| digest.ct_eq(&*expected).into()))
             }
         }
     }
@@ -126,9 +136,10 @@ fn parse_bcrypt(text: &str) -> Result<u32, HashDefect> {
     if BCRYPT_COSTS.contains(&cost) { Ok(cost) } else { Err(HashDefect::CostOutOfRange(cost)) }
 }
 
-fn parse_hex(digits: &str) -> Option<[u8; 32]> {
+/// The digest behind the label.
+fn sha256_digits(text: &str) -> Option<[u8; 32]> {
     let mut bytes = [0_u8; 32];
-    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+    let (pairs, rest) = text.strip_prefix(SHA256_LABEL)?.as_bytes().as_chunks::<2>();
     if pairs.len() != bytes.len() || !rest.is_empty() {
         return None;
     }

@@ -1,7 +1,7 @@
 //! Rate limits and budgets.
 
 /// Requests allowed per unit of time; `None` = no limit of that unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct RateLimits {
     /// `rate_limit_per_minute`
     pub minute: Option<u32>,
@@ -12,7 +12,7 @@ pub struct RateLimits {
 }
 
 /// An amount of money in cents of the platform's currency. Spending may run below zero after refunds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Cents(i64);
 
 impl Cents {
@@ -28,7 +28,7 @@ impl Cents {
 }
 
 /// What a key may spend and has spent in its period.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Budget {
     /// `is_unlimited`, or no limit set.
     Unlimited,

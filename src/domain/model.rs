@@ -24,7 +24,7 @@ impl ModelName {
 
 /// One model name or pattern. `*` stands for any characters, everything else for itself, and the whole name has to fit:
 /// `bedrock/*` does not admit `bedrockz/x`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ModelRule(Box<str>);
 
 impl ModelRule {

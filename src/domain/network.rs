@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 /// One entry of `allowed_ips`: an address or a CIDR network. A v4-mapped v6 network counts as its v4 form, so that
 /// either spelling of a client is met by either spelling of a rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NetworkRule(IpNet);
 
 impl NetworkRule {

@@ -65,7 +65,7 @@ pub struct Candidate {
     pub owner: UserRecord,
     /// What the key may do, or why that can't be told: such a key is refused.
     pub policy: Result<Arc<KeyPolicy>, PolicyDefects>,
-    /// What every allow of this candidate says.
+    /// What every allow of this candidate says of key and owner.
     pub prepared: PreparedAnswer,
 }
 
@@ -129,7 +129,7 @@ impl UserRecord {
 }
 
 /// What a key may do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct KeyPolicy {
     /// `scopes`
     pub scopes: ScopeSet,
@@ -147,6 +147,8 @@ pub struct KeyPolicy {
     pub rate_limits: RateLimits,
     /// `budget_…`, `is_unlimited`, `total_cost`
     pub budget: Budget,
+    /// What every allow of a key with these rights says of them.
+    pub prepared: PreparedAnswer,
 }
 
 /// The columns that could not be read, with the reason.
@@ -240,7 +242,18 @@ fn key_policy(row: &CandidateRow) -> Result<KeyPolicy, PolicyDefects> {
         ) if defects.is_empty() => {
             let rate_limits = RateLimits { minute, hour, day };
             let scopes = ScopeSet::new(scopes);
-            Ok(KeyPolicy { scopes, models, endpoints, networks, chatbots, agents, rate_limits, budget })
+            let prepared = PreparedAnswer::default();
+            Ok(KeyPolicy {
+                scopes,
+                models,
+                endpoints,
+                networks,
+                chatbots,
+                agents,
+                rate_limits,
+                budget,
+                prepared,
+            })
         }
         _ => Err(PolicyDefects(defects)),
     }

@@ -1,7 +1,7 @@
 //! Scopes: what a key carries and what a route asks for.
 
 /// The scopes of a key; none unless the record lists some.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct ScopeSet(Box<[Box<str>]>);
 
 impl ScopeSet {

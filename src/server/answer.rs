@@ -60,12 +60,12 @@ impl Answer {
 /// What an allow consists of: fields of `OkHttpResponse`, and fields of the `Struct` of its metadata.
 #[derive(Default)]
 pub struct AllowWriter<'a> {
-    /// Written before.
-    pub prepared: [&'a [u8]; 2],
+    /// Written before: for all allows, for all of a key, for all of its rights.
+    pub prepared: [&'a [u8]; 3],
     /// Written for this request.
     pub response: Vec<u8>,
-    /// Facts, written before.
-    pub prepared_facts: &'a [u8],
+    /// Facts, written before: of a key, of its rights.
+    pub prepared_facts: [&'a [u8]; 2],
     /// Facts, written for this request.
     pub facts: Vec<u8>,
 }
@@ -73,9 +73,11 @@ pub struct AllowWriter<'a> {
 impl AllowWriter<'_> {
     /// The allow. Whoever calls this has a permit, or the route's word that nobody needs one.
     pub(super) fn finish(self) -> Answer {
-        let [shared, own] = self.prepared;
-        let response = shared.len().saturating_add(own.len()).saturating_add(self.response.len());
-        let facts = self.prepared_facts.len().saturating_add(self.facts.len());
+        let length = |parts: &[&[u8]], own: &[u8]| {
+            parts.iter().map(|part| part.len()).fold(own.len(), usize::saturating_add)
+        };
+        let response = length(&self.prepared, &self.response);
+        let facts = length(&self.prepared_facts, &self.facts);
         let message = ALLOWED
             .len()
             .saturating_add(field_length(OK_RESPONSE, response))
@@ -84,11 +86,14 @@ impl AllowWriter<'_> {
         bytes.extend_from_slice(&[0; GRPC_HEAD]);
         bytes.extend_from_slice(&ALLOWED);
         put_head(&mut bytes, OK_RESPONSE, response);
-        bytes.extend_from_slice(shared);
-        bytes.extend_from_slice(own);
+        for part in self.prepared {
+            bytes.extend_from_slice(part);
+        }
         bytes.extend_from_slice(&self.response);
         put_head(&mut bytes, DYNAMIC_METADATA, facts);
-        bytes.extend_from_slice(self.prepared_facts);
+        for part in self.prepared_facts {
+            bytes.extend_from_slice(part);
+        }
         bytes.extend_from_slice(&self.facts);
         Answer(bytes)
     }

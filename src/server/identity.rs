@@ -46,11 +46,11 @@ impl IdentityHeaders {
         }
     }
 
-    /// What an allow says of a key whatever the request: headers that are set and names that are removed.
-    pub fn put_of_key(&self, to: &mut Vec<u8>, permit: &Permit) -> Said {
+    /// What an allow says whatever the request: headers that are set and names that are removed.
+    pub fn put_of_record(&self, to: &mut Vec<u8>, permit: &Permit, part: Part) -> Said {
         let mut said = Said::default();
         for (place, (header, name)) in self.sent.iter().enumerate() {
-            if *header != IdentityHeader::Model {
+            if part_of(*header) == Some(part) {
                 put(to, name, value(*header, permit), place, &mut said);
             }
         }
@@ -59,10 +59,10 @@ impl IdentityHeaders {
 
     /// What it says besides: the model, which names were too long, and the removal of whatever the caller sent under our
     /// prefix, in any mixture of dashes and underscores, and that is not overwritten.
-    pub fn put_of_request(&self, to: &mut Vec<u8>, permit: &Permit, of_key: Said, headers: &Headers<'_>) {
-        let mut said = of_key;
+    pub fn put_of_request(&self, to: &mut Vec<u8>, permit: &Permit, of_record: Said, headers: &Headers<'_>) {
+        let mut said = of_record;
         for (place, (header, name)) in self.sent.iter().enumerate() {
-            if *header == IdentityHeader::Model {
+            if part_of(*header).is_none() {
                 put(to, name, text(permit.model()), place, &mut said);
             }
         }
@@ -121,6 +121,46 @@ pub struct Said {
     pub set: u32,
     /// Too long.
     pub too_long: u32,
+}
+
+impl Said {
+    /// Both.
+    pub fn and(self, other: Self) -> Self {
+        Self { set: self.set | other.set, too_long: self.too_long | other.too_long }
+    }
+}
+
+/// What a header is about, and so how many requests it is the same for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The key and its owner.
+    Key,
+    /// The key's rights, which other keys have too.
+    Rights,
+}
+
+/// `None` where it depends on the request.
+fn part_of(header: IdentityHeader) -> Option<Part> {
+    match header {
+        IdentityHeader::KeyId
+        | IdentityHeader::KeyName
+        | IdentityHeader::KeyPrefix
+        | IdentityHeader::UserId
+        | IdentityHeader::Username
+        | IdentityHeader::UserEmail
+        | IdentityHeader::Role
+        | IdentityHeader::Superuser => Some(Part::Key),
+        IdentityHeader::Scopes
+        | IdentityHeader::AllowedModels
+        | IdentityHeader::AllowedEndpoints
+        | IdentityHeader::AllowedChatbots
+        | IdentityHeader::RateLimitMinute
+        | IdentityHeader::RateLimitHour
+        | IdentityHeader::RateLimitDay
+        | IdentityHeader::BudgetLimitCents
+        | IdentityHeader::BudgetRemainingCents => Some(Part::Rights),
+        IdentityHeader::Model => None,
+    }
 }
 
 /// There are fewer headers than bits.
@@ -279,7 +319,8 @@ mod tests {
         let pairs: Vec<_> =
             sent.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect();
         let mut bytes = Vec::new();
-        let said = identity.put_of_key(&mut bytes, permit);
+        let said = identity.put_of_record(&mut bytes, permit, Part::Key);
+        let said = said.and(identity.put_of_record(&mut bytes, permit, Part::Rights));
         identity.put_of_request(&mut bytes, permit, said, &Headers::from_pairs(&pairs));
         let response = OkHttpResponse::decode(&*bytes).unwrap();
         let headers = response.headers.into_iter().map(|option| {

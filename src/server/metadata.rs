@@ -12,10 +12,11 @@ use crate::domain::decision::{Denied, Tier};
 use crate::domain::limit::RateLimits;
 use crate::domain::model::ModelRule;
 use crate::domain::policy::Permit;
+use crate::domain::record::KeyPolicy;
 
-/// What is said of a key in every request of its that is allowed.
+/// What is said of a key and its owner in every request of its that is allowed.
 pub fn of_key(permit: &Permit) -> Struct {
-    let (key, owner, policy) = (permit.key(), permit.owner(), permit.policy());
+    let (key, owner) = (permit.key(), permit.owner());
     let mut facts = Facts::default();
     facts.text("key_id", &key.id.to_string());
     facts.text("key_name", &key.name);
@@ -23,6 +24,12 @@ pub fn of_key(permit: &Permit) -> Struct {
     facts.text("user_id", &owner.id.map(|id| id.to_string()).unwrap_or_default());
     facts.text("username", &owner.username);
     facts.text("role", &owner.role);
+    facts.0
+}
+
+/// What is said of rights in every request that is allowed by them.
+pub fn of_rights(policy: &KeyPolicy) -> Struct {
+    let mut facts = Facts::default();
     facts.list("scopes", policy.scopes.iter());
     match &policy.models {
         Allowlist::Unrestricted => facts.list("allowed_models", ["*"].into_iter()),

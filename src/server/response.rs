@@ -15,7 +15,7 @@ use prost::Message;
 use super::answer::{AllowWriter, Answer, put_query_removal, put_removal};
 use super::credentials::{KNOWN_CARRIERS, query_spellings};
 use super::error_body::{self, Refusal};
-use super::identity::{IdentityHeaders, Said, starts_with_folded};
+use super::identity::{IdentityHeaders, Part, Said, starts_with_folded};
 use super::metadata;
 use super::options::{CredentialSource, ErrorFormat, IdentityHeader, OnUnavailable};
 use super::request::Inbound;
@@ -98,14 +98,16 @@ impl Responder {
     }
 
     fn allow(&self, permit: &Permit, tier: Option<Tier>, inbound: &Inbound<'_>) -> Answer {
-        let written = permit.candidate().prepared.get_or_write(|| self.write(permit));
-        let (headers, facts) = written.parts();
+        let of_key = permit.candidate().prepared.get_or_write(|| self.write(permit, Part::Key));
+        let of_rights = permit.policy().prepared.get_or_write(|| self.write(permit, Part::Rights));
+        let ((key_headers, key_facts), (rights_headers, rights_facts)) = (of_key.parts(), of_rights.parts());
         let mut allow = AllowWriter {
-            prepared: [&self.always_removed, headers],
-            prepared_facts: facts,
+            prepared: [&self.always_removed, key_headers, rights_headers],
+            prepared_facts: [key_facts, rights_facts],
             ..AllowWriter::default()
         };
-        let said = Said { set: written.set, too_long: written.too_long };
+        let said = |written: &Written| Said { set: written.set, too_long: written.too_long };
+        let said = said(of_key).and(said(of_rights));
         self.identity.put_of_request(&mut allow.response, permit, said, inbound.headers);
         self.put_removals(&mut allow.response, inbound);
         if permit.is_by_path() {
@@ -118,15 +120,19 @@ impl Responder {
         allow.finish()
     }
 
-    /// What every allow of this key says.
-    fn write(&self, permit: &Permit) -> Written {
+    /// What every allow of this key, or by these rights, says.
+    fn write(&self, permit: &Permit, part: Part) -> Written {
         let mut headers = Vec::new();
-        let said = self.identity.put_of_key(&mut headers, permit);
-        Written::new(&headers, &metadata::of_key(permit).encode_to_vec(), said.set, said.too_long)
+        let said = self.identity.put_of_record(&mut headers, permit, part);
+        let facts = match part {
+            Part::Key => metadata::of_key(permit),
+            Part::Rights => metadata::of_rights(permit.policy()),
+        };
+        Written::new(&headers, &facts.encode_to_vec(), said.set, said.too_long)
     }
 
     fn allow_anonymous(&self, inbound: &Inbound<'_>) -> Answer {
-        let mut allow = AllowWriter { prepared: [&self.always_removed, &[]], ..AllowWriter::default() };
+        let mut allow = AllowWriter { prepared: [&self.always_removed, &[], &[]], ..AllowWriter::default() };
         self.identity.put_all_removed(&mut allow.response, inbound.headers);
         self.put_removals(&mut allow.response, inbound);
         allow.finish()
