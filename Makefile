@@ -61,6 +61,10 @@ fmt-check: ## Fail where the code is not formatted
 bench: ## Run the benchmarks
 	@cargo bench --locked
 
+.PHONY: timing
+timing: ## Measure whether time tells an unknown key prefix from a wrong secret
+	@cargo test --locked --quiet --test it -- one_answer::how_long --ignored --nocapture
+
 .PHONY: check
 check: ## All that CI asks for
 	@.ci/run

@@ -30,6 +30,7 @@ mod lifecycle;
 mod manifests;
 mod models;
 mod monitoring;
+mod one_answer;
 mod path;
 mod policy_oracle;
 mod postgres_serve;
