@@ -47,6 +47,7 @@ mod stores;
 mod stores_admin;
 mod stores_postgres;
 mod stores_sqlite;
+mod supply;
 mod support;
 mod traces;
 mod transcript;
