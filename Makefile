@@ -61,6 +61,31 @@ fmt-check: ## Fail where the code is not formatted
 bench: ## Run the benchmarks
 	@cargo bench --locked
 
+.PHONY: timing
+timing: ## Measure whether time tells an unknown key prefix from a wrong secret
+	@cargo test --locked --quiet --test it -- one_answer::how_long --ignored --nocapture
+
+.PHONY: supply
+supply: ## Hold licences, sources, bans and known holes of all packages with cargo-deny (builds it: minutes)
+	@scripts/install-tools.sh deny
+	@.tools/bin/cargo-deny --locked check bans licenses sources
+	@if .tools/bin/cargo-deny fetch db; then \
+		.tools/bin/cargo-deny --locked check advisories; \
+	else \
+		echo "supply: THE ADVISORIES CAN'T BE REACHED AND WERE NOT ASKED; known holes are held by the list in deny.toml alone" >&2; \
+	fi
+
+.PHONY: sbom
+sbom: ## Write a bill of materials (CycloneDX 1.6) of the program into target/
+	@mkdir -p target
+	@python3 scripts/sbom.py >target/keyward.cdx.json
+	@echo target/keyward.cdx.json
+
+.PHONY: mutants
+mutants: ## Change the deciding code in every way and see a unit test notice (F=src/domain/key.rs for one file)
+	@scripts/install-tools.sh mutants
+	@.tools/bin/cargo-mutants mutants --jobs 1 $(if $(F),--no-config --cargo-arg=--lib -f $(F))
+
 .PHONY: check
 check: ## All that CI asks for
 	@.ci/run

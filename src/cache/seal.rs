@@ -199,6 +199,29 @@ mod tests {
         );
     }
 
+    /// What an entry says of itself is authenticated, so another label would not show that the key is the same.
+    #[test]
+    fn every_secret_and_every_purpose_has_a_key_of_its_own() {
+        let secrets = secrets();
+        let (one, other) = (secrets.writing(), &secrets.reading()[1]);
+        assert_ne!(Sealed::Record.key(one), Sealed::Proof.key(one));
+        assert_ne!(Sealed::Record.key(one), Sealed::Record.key(other));
+        assert_ne!(Sealed::Proof.key(one), Sealed::Proof.key(other));
+    }
+
+    #[test]
+    fn what_is_shorter_than_a_tag_is_too_short_and_a_tag_alone_is_no_seal() {
+        let secrets = secrets();
+        let keys = secrets.writing();
+        let entry =
+            |bytes: usize| [&[VERSION], keys.id.as_slice(), &[0; NONCE_BYTES], &vec![0; bytes]].concat();
+        let here = name(keys, "kw_01234");
+        let refusal = |bytes| open(keys, Sealed::Record, &here, &entry(bytes)).err();
+        assert_eq!(refusal(0), Some(Rejection::TooShort));
+        assert_eq!(refusal(TAG_BYTES - 1), Some(Rejection::TooShort));
+        assert_eq!(refusal(TAG_BYTES), Some(Rejection::BrokenSeal));
+    }
+
     #[test]
     fn size_is_bounded_on_both_sides() {
         let secrets = secrets();

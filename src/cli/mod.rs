@@ -17,6 +17,7 @@ mod key;
 mod manual;
 mod migrate;
 mod output;
+mod own_memory;
 mod parts;
 mod reload;
 mod secret;

@@ -15,6 +15,7 @@ use tonic_health::ServingStatus;
 use super::doors::{connections, door, grpc_tls, open_admin, open_grpc, open_http, responder};
 use super::failure::{Exit, Failure};
 use super::flags::{AllSettings, SettingFlags};
+use super::own_memory;
 use super::parts::{Parts, Purpose};
 use super::reload::Reloading;
 use crate::config::{Setting, Settings};
@@ -49,6 +50,7 @@ pub(super) fn run(flags: SettingFlags<AllSettings>) -> Result<Exit, Failure> {
             .map_err(Failure::usage)?
     };
     let level = logging::start(settings.log_format, &settings.log_level, traces.as_ref());
+    own_memory::keep();
     runtime.block_on(async {
         let served = serve(settings, flags, level).await;
         if let Some(traces) = traces {

@@ -20,6 +20,7 @@ pub(crate) struct Builder {
     folder: TempDir,
     store: String,
     args: Vec<String>,
+    store_in_file: bool,
     /// Besides the one that every test has.
     more_listeners: Vec<String>,
     /// Free ones otherwise.
@@ -73,6 +74,14 @@ impl Builder {
         self.arg("--redis", url).arg("--cache-secret-file", &secret_file.display().to_string())
     }
 
+    /// Settings in a file, for what must not be an argument. A store there replaces the test's own for `serve` alone.
+    pub(crate) fn file(mut self, yaml: &str) -> Self {
+        let path = self.folder.path().join("keyward.yaml");
+        std::fs::write(&path, yaml).expect("write the settings");
+        self.store_in_file = yaml.contains("store:");
+        self.arg("--config", &path.display().to_string())
+    }
+
     /// One more setting of `serve`.
     pub(crate) fn arg(mut self, flag: &str, value: &str) -> Self {
         self.args.extend([flag.to_owned(), value.to_owned()]);
@@ -101,8 +110,10 @@ impl Builder {
     /// Starts `keyward serve` and waits for nothing.
     pub(crate) fn launch(self) -> Keyward {
         let (grpc, admin) = self.at.unwrap_or_else(|| (port::free_addr(), port::free_addr()));
-        let mut args: Vec<String> =
-            ["serve", "--store", &self.store, "--admin-listen", &admin.to_string()].map(str::to_owned).into();
+        let mut args: Vec<String> = ["serve", "--admin-listen", &admin.to_string()].map(str::to_owned).into();
+        if !self.store_in_file {
+            args.extend(["--store".to_owned(), self.store.clone()]);
+        }
         // bcrypt on a machine that builds and tests at once is slow; only what a test sets itself is to be in its way.
         for (flag, value) in
             [("--grpc-listen", &*grpc.to_string()), ("--check-timeout", "10s"), ("--drain-delay", "0s")]
@@ -125,7 +136,14 @@ impl Keyward {
     pub(crate) fn new() -> Builder {
         let folder = tempfile::Builder::new().prefix("keyward-test-").tempdir().expect("make a folder");
         let store = format!("sqlite:{}", folder.path().join("keyward.db").display());
-        Builder { folder, store, args: Vec::new(), more_listeners: Vec::new(), at: None }
+        Builder {
+            folder,
+            store,
+            args: Vec::new(),
+            store_in_file: false,
+            more_listeners: Vec::new(),
+            at: None,
+        }
     }
 
     /// Where `ext_authz` is answered.
@@ -152,6 +170,16 @@ impl Keyward {
     /// What it has written to standard output so far.
     pub(crate) fn stdout(&self) -> String {
         self.process.stdout()
+    }
+
+    /// The file of [`Builder::file`].
+    pub(crate) fn settings_file(&self) -> PathBuf {
+        self.folder.path().join("keyward.yaml")
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Sends SIGHUP, at which it reloads.

@@ -50,6 +50,11 @@ impl Process {
         self.child.try_wait().expect("ask for a child's state")
     }
 
+    /// Its process id; `setpriv` became the program, so it is the program's.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("a child of ours can be signalled");

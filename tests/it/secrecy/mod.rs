@@ -1,5 +1,9 @@
 //! What is secret stays secret: not in a log at any level, not on the admin port, not in Redis.
 
+mod canaries;
+mod doors;
+mod memory;
+
 use std::fmt::Write;
 
 use crate::support::eventually;
