@@ -5,6 +5,7 @@
 //! it can't answer, never as a refusal.
 
 pub mod admin;
+pub mod attempts;
 pub mod background;
 pub mod bcrypt_pool;
 pub mod canary;
@@ -15,6 +16,7 @@ pub mod explain;
 pub mod feed;
 pub mod flight;
 pub mod freshness;
+pub mod lookups;
 pub mod outage;
 pub mod proof;
 pub mod uses;
@@ -25,6 +27,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tracing::Instrument;
 
+use self::attempts::{Attempt, Attempts};
 use self::candidates::{Candidates, Found};
 use self::deny::DenyControl;
 use self::explain::{Explanation, LookedUp, Nobody, Recorder, Witness};
@@ -49,6 +52,8 @@ pub struct Authorizer {
     prover: Arc<Prover>,
     /// Keys that are refused whatever their record says.
     deny: Arc<DenyControl>,
+    /// Who has sent how many wrong secrets.
+    attempts: Arc<Attempts>,
     /// What the operator chose about policy.
     rules: PolicyRules,
     /// Told of each allowed use, for `last_used_at`.
@@ -71,11 +76,12 @@ impl Authorizer {
         candidates: Arc<Candidates>,
         prover: Arc<Prover>,
         deny: Arc<DenyControl>,
+        attempts: Arc<Attempts>,
         rules: PolicyRules,
         uses: UseRecorder,
         form: KeyForm,
     ) -> Self {
-        Self { candidates, prover, deny, rules, uses, form }
+        Self { candidates, prover, deny, attempts, rules, uses, form }
     }
 
     /// Decides whether the presented key may make the request, within `deadline`.
@@ -83,14 +89,15 @@ impl Authorizer {
     /// Dropping the future drops the answer alone: look-ups and verifications that began are finished and kept.
     pub async fn check(&self, key: &PresentedKey, request: &Request<'_>, deadline: Duration) -> Checked {
         let now = clock::now();
-        let checked = self.decide(key, request, deadline, now, &mut Nobody).await;
+        let checked = self.decide(key, request, deadline, now, Some(&self.attempts), &mut Nobody).await;
         if let Decision::Allow(permit) = &checked.decision {
             self.uses.note(permit.key().id, now);
         }
         checked
     }
 
-    /// The same with every step on the way, and without counting as a use of the key.
+    /// The same with every step on the way, and without counting as a use of the key or as an attempt: whoever may ask
+    /// may flush the caches as well.
     pub async fn explain(
         &self,
         key: &PresentedKey,
@@ -98,7 +105,7 @@ impl Authorizer {
         deadline: Duration,
     ) -> (Checked, Explanation) {
         let mut recorder = Recorder::new(Arc::clone(&self.candidates));
-        let checked = self.decide(key, request, deadline, clock::now(), &mut recorder).await;
+        let checked = self.decide(key, request, deadline, clock::now(), None, &mut recorder).await;
         (checked, recorder.finish())
     }
 
@@ -113,6 +120,7 @@ impl Authorizer {
         request: &Request<'_>,
         deadline: Duration,
         now: Now,
+        attempts: Option<&Arc<Attempts>>,
         witness: &mut impl Witness,
     ) -> Checked {
         let Ok(prefix) = key.prefix(self.form.prefix_length) else {
@@ -121,17 +129,25 @@ impl Authorizer {
                 tier: None,
             };
         };
-        match self.check_in_memory(key, prefix, request, now, witness) {
+        let mut attempt = Attempt::new(attempts, prefix, request.client);
+        let checked = match self.check_in_memory(key, prefix, request, now, witness) {
             Some(checked) => checked,
             // Nobody is asked for a key that can't exist. The answer is that to any wrong key.
             None if self.form.is_mistyped(key) => {
                 witness.mistyped();
                 Checked { decision: Decision::Deny(Denied::unproven(Denial::InvalidApiKey)), tier: None }
             }
-            None => timeout(deadline, self.check_with_backends(key, prefix, request, witness))
+            None => timeout(deadline, self.check_with_backends(key, prefix, request, &mut attempt, witness))
                 .await
                 .unwrap_or(Checked { decision: Decision::Unavailable(Cause::Deadline), tier: None }),
+        };
+        // Every wrong key counts, whatever it cost: else the count would tell which prefixes exist.
+        if is_wrong(&checked)
+            && let Err(wait) = attempt.count_wrong()
+        {
+            return Checked { decision: Decision::Deny(Denied::too_many_attempts(wait)), ..checked };
         }
+        checked
     }
 
     /// The whole path where memory knows everything; `None` where it does not.
@@ -164,12 +180,13 @@ impl Authorizer {
         key: &PresentedKey,
         prefix: &str,
         request: &Request<'_>,
+        attempt: &mut Attempt<'_>,
         witness: &mut impl Witness,
     ) -> Checked {
         let looked_up = if request.route.is_strict {
-            self.candidates.read_strictly(prefix).instrument(traces::lookup()).await
+            self.candidates.read_strictly(prefix, attempt.source()).instrument(traces::lookup()).await
         } else {
-            self.candidates.find(prefix, key).instrument(traces::lookup()).await
+            self.candidates.find(prefix, key, attempt.source()).instrument(traces::lookup()).await
         };
         let (found, redis_verdict) = match looked_up {
             Ok(answer) => answer,
@@ -178,7 +195,7 @@ impl Authorizer {
         witness.found(&found, LookedUp::WithBackends);
         let (proof, evidence) = match &found {
             Found::Records(records, _) | Found::Suspect(records, _) => {
-                self.prover.prove(key, records, redis_verdict).await
+                self.prover.prove(key, records, redis_verdict, attempt).await
             }
             Found::Absent => (Err(ProofError::NoMatch), Evidence::Memory),
         };
@@ -187,6 +204,11 @@ impl Authorizer {
         // deny list.
         decide(&found, proof, &self.deny.in_force(), &self.rules, request, clock::now(), witness)
     }
+}
+
+/// Whether no key was proven. Policy never says this of a proven one.
+fn is_wrong(checked: &Checked) -> bool {
+    matches!(&checked.decision, Decision::Deny(denied) if denied.reason == Denial::InvalidApiKey)
 }
 
 fn decide(
@@ -204,6 +226,7 @@ fn decide(
             Err(denied) => Decision::Deny(denied),
         },
         Err(ProofError::NoMatch) => Decision::Deny(Denied::unproven(Denial::InvalidApiKey)),
+        Err(ProofError::TooManyAttempts(wait)) => Decision::Deny(Denied::too_many_attempts(wait)),
         Err(ProofError::Undecided(cause)) => Decision::Unavailable(cause),
     };
     match found {
