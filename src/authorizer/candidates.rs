@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::background::Background;
 use super::flight::{FlightError, Flights};
 use super::freshness::{Freshness, Mode};
+use super::lookups::Lookups;
 use super::outage::Outage;
 use super::proof::{Prover, RedisVerdict};
 use tracing::Instrument;
@@ -25,6 +26,7 @@ use crate::domain::key::{KeyPrefix, PresentedKey};
 use crate::domain::limit::Budget;
 use crate::domain::record::{Candidate, KeyId, KeyPolicy};
 use crate::domain::row::CandidateRow;
+use crate::domain::source::Source;
 use crate::domain::time::{Instant, Now};
 use crate::store::{Reading, Store, StoreError};
 use crate::telemetry::metrics::{CacheKind, CacheResult, Metrics};
@@ -85,6 +87,8 @@ pub struct Candidates {
     prover: Arc<Prover>,
     freshness: Arc<Freshness>,
     outage: Arc<Outage>,
+    /// How often the store is asked in vain.
+    lookups: Lookups,
     /// By the ticket too: who comes after a change does not join a query from before it.
     flights: Arc<Flights<(KeyPrefix, FillTicket), Result<Filled, Cause>>>,
     background: Background,
@@ -111,6 +115,8 @@ pub struct CandidatesParts {
     pub freshness: Arc<Freshness>,
     /// Whether the store is known to be silent.
     pub outage: Arc<Outage>,
+    /// How often the store is asked in vain.
+    pub lookups: Lookups,
     /// Runs what nobody waits for.
     pub background: Background,
     /// Counters.
@@ -129,6 +135,7 @@ impl Candidates {
             prover,
             freshness,
             outage,
+            lookups,
             background,
             metrics,
             absent_lifetime,
@@ -142,6 +149,7 @@ impl Candidates {
             prover,
             freshness,
             outage,
+            lookups,
             flights,
             background,
             metrics,
@@ -183,6 +191,7 @@ impl Candidates {
         self: &Arc<Self>,
         prefix: &str,
         key: &PresentedKey,
+        source: Source,
     ) -> Result<(Found, RedisVerdict), Cause> {
         let now = clock::instant();
         // Also for what is judged after the read: a proof that came meanwhile may be about the record's successor.
@@ -205,7 +214,7 @@ impl Candidates {
         let work = || {
             asked = RedisVerdict::Asked;
             let (this, prefix, key) = (Arc::clone(self), prefix.clone(), key.clone());
-            async move { this.fill(prefix, ticket, &key).await }
+            async move { this.fill(prefix, ticket, &key, source).await }
         };
         match self.flights.join((prefix.clone(), ticket), work).await {
             Ok(Ok(Filled { found, has_proof })) => match asked {
@@ -223,10 +232,10 @@ impl Candidates {
     }
 
     /// Asks the store alone, for this one request, and remembers nothing.
-    pub async fn read_strictly(&self, prefix: &str) -> Result<(Found, RedisVerdict), Cause> {
+    pub async fn read_strictly(&self, prefix: &str, source: Source) -> Result<(Found, RedisVerdict), Cause> {
         let prefix = KeyPrefix::new(prefix).ok_or(Cause::Store)?;
         let now = clock::instant();
-        let stored = self.query(&prefix).await?;
+        let stored = self.query(&prefix, source).await?;
         let found = match self.parse(&stored.rows, Known::uncovered(now), now) {
             Some(records) => Found::Records(Arc::new(records), Tier::Store),
             None => Found::Absent,
@@ -235,7 +244,13 @@ impl Candidates {
     }
 
     /// The flight: Redis, then the store; what is found is kept on the way back.
-    async fn fill(&self, prefix: KeyPrefix, ticket: FillTicket, key: &PresentedKey) -> Result<Filled, Cause> {
+    async fn fill(
+        &self,
+        prefix: KeyPrefix,
+        ticket: FillTicket,
+        key: &PresentedKey,
+        source: Source,
+    ) -> Result<Filled, Cause> {
         let now = clock::now();
         // Before anything is accepted, and kept for what is judged later.
         let view = self.freshness.view();
@@ -253,7 +268,7 @@ impl Candidates {
             .map(Arc::new);
         let found = match shared.clone().filter(|records| is_fresh(&view, records)) {
             Some(records) => Ok(Found::Records(records, Tier::Redis)),
-            None => match self.read(&prefix, &ticket).await {
+            None => match self.read(&prefix, &ticket, source).await {
                 Ok(Some(records)) => Ok(Found::Records(records, Tier::Store)),
                 Ok(None) => return Ok(Filled { found: Found::Absent, has_proof: false }),
                 Err(Cause::Store) => shared
@@ -287,13 +302,18 @@ impl Candidates {
     }
 
     /// Reads the store and hands what it says to Redis; remembers where it says "none".
-    async fn read(&self, prefix: &KeyPrefix, ticket: &FillTicket) -> Result<Option<Arc<Records>>, Cause> {
+    async fn read(
+        &self,
+        prefix: &KeyPrefix,
+        ticket: &FillTicket,
+        source: Source,
+    ) -> Result<Option<Arc<Records>>, Cause> {
         let read_at = clock::now();
         if !self.outage.may_ask(read_at.instant) {
             return Err(Cause::Store);
         }
         let reading = self.freshness.begin_reading(read_at.instant);
-        let stored = self.query(prefix).await?;
+        let stored = self.query(prefix, source).await?;
         let known = reading.finish(stored.stamp.as_ref());
         let Some(records) = self.parse(&stored.rows, known, read_at.instant) else {
             let until = read_at.instant.saturating_add(self.absent_lifetime);
@@ -311,8 +331,9 @@ impl Candidates {
         Ok(Some(Arc::new(records)))
     }
 
-    async fn query(&self, prefix: &KeyPrefix) -> Result<Reading, Cause> {
+    async fn query(&self, prefix: &KeyPrefix, source: Source) -> Result<Reading, Cause> {
         let began = clock::instant();
+        let lookup = self.lookups.begin(source, began).ok_or(Cause::Overload)?;
         let answer = self.store.candidates(prefix).instrument(traces::store()).await;
         let took = clock::instant().saturating_since(began);
         self.metrics.store_query_duration.observe(took.as_secs_f64());
@@ -335,6 +356,9 @@ impl Candidates {
             }
             Ok(stored) => {
                 self.outage.answered(clock::instant());
+                if stored.rows.is_empty() {
+                    lookup.was_in_vain();
+                }
                 Ok(stored)
             }
         }

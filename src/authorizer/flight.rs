@@ -39,6 +39,11 @@ where
         Arc::new(Self { running: Mutex::new(HashMap::new()), max, runtime: Handle::current() })
     }
 
+    /// Whether somebody waits for the answer to `key` already.
+    pub fn is_under_way(&self, key: &K) -> bool {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+    }
+
     /// Waits for the answer to `key`; starts `work` for it unless somebody else has.
     pub async fn join<W, F>(self: &Arc<Self>, key: K, work: W) -> Result<V, FlightError>
     where

@@ -5,6 +5,7 @@
 //! it can't answer, never as a refusal.
 
 pub mod admin;
+pub mod attempts;
 pub mod background;
 pub mod bcrypt_pool;
 pub mod canary;
@@ -15,6 +16,7 @@ pub mod explain;
 pub mod feed;
 pub mod flight;
 pub mod freshness;
+pub mod lookups;
 pub mod outage;
 pub mod proof;
 pub mod uses;
@@ -25,6 +27,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tracing::Instrument;
 
+use self::attempts::{Attempt, Attempts};
 use self::candidates::{Candidates, Found};
 use self::deny::DenyControl;
 use self::explain::{Explanation, LookedUp, Nobody, Recorder, Witness};
@@ -49,6 +52,8 @@ pub struct Authorizer {
     prover: Arc<Prover>,
     /// Keys that are refused whatever their record says.
     deny: Arc<DenyControl>,
+    /// Who has sent how many wrong secrets.
+    attempts: Arc<Attempts>,
     /// What the operator chose about policy.
     rules: PolicyRules,
     /// Told of each allowed use, for `last_used_at`.
@@ -71,17 +76,18 @@ impl Authorizer {
         candidates: Arc<Candidates>,
         prover: Arc<Prover>,
         deny: Arc<DenyControl>,
+        attempts: Arc<Attempts>,
         rules: PolicyRules,
         uses: UseRecorder,
         form: KeyForm,
     ) -> Self {
-        Self { candidates, prover, deny, rules, uses, form }
+        Self { candidates, prover, deny, attempts, rules, uses, form }
     }
 
     /// Decides whether the presented key may make the request, where nothing has to be asked: no waiting, and nothing is
     /// allocated. `None` where it takes [`Self::check_by_asking`].
     pub fn check_at_once(&self, key: &PresentedKey, request: &Request<'_>, now: Now) -> Option<Checked> {
-        let checked = self.decide_at_once(key, request, now, &mut Nobody)?;
+        let checked = self.decide_at_once(key, request, now, Some(&self.attempts), &mut Nobody)?;
         self.note_use(&checked, now);
         Some(checked)
     }
@@ -103,12 +109,14 @@ impl Authorizer {
         request: &Request<'_>,
         deadline: Duration,
     ) -> Checked {
-        let checked = self.decide_by_asking(key, request, deadline, &mut Nobody).await;
+        let attempts = Some(&self.attempts);
+        let checked = self.decide_by_asking(key, request, deadline, attempts, &mut Nobody).await;
         self.note_use(&checked, clock::now());
         checked
     }
 
-    /// The same with every step on the way, and without counting as a use of the key.
+    /// The same with every step on the way, and without counting as a use of the key or as an attempt: whoever may ask
+    /// may flush the caches as well.
     pub async fn explain(
         &self,
         key: &PresentedKey,
@@ -116,9 +124,9 @@ impl Authorizer {
         deadline: Duration,
     ) -> (Checked, Explanation) {
         let mut recorder = Recorder::new(Arc::clone(&self.candidates));
-        let checked = match self.decide_at_once(key, request, clock::now(), &mut recorder) {
+        let checked = match self.decide_at_once(key, request, clock::now(), None, &mut recorder) {
             Some(checked) => checked,
-            None => self.decide_by_asking(key, request, deadline, &mut recorder).await,
+            None => self.decide_by_asking(key, request, deadline, None, &mut recorder).await,
         };
         (checked, recorder.finish())
     }
@@ -140,19 +148,25 @@ impl Authorizer {
         key: &PresentedKey,
         request: &Request<'_>,
         now: Now,
+        attempts: Option<&Arc<Attempts>>,
         witness: &mut impl Witness,
     ) -> Option<Checked> {
         let Ok(prefix) = key.prefix(self.form.prefix_length) else {
             return Some(refused(Denial::MalformedCredentials));
         };
-        if let Some(checked) = self.check_in_memory(key, prefix, request, now, witness) {
-            return Some(checked);
+        let checked = match self.check_in_memory(key, prefix, request, now, witness) {
+            Some(checked) => checked,
+            // Nobody is asked for a key that can't exist. The answer is that to any wrong key.
+            None if self.form.is_mistyped(key) => {
+                witness.mistyped();
+                refused(Denial::InvalidApiKey)
+            }
+            None => return None,
+        };
+        if is_wrong(&checked) {
+            return Some(counted(checked, &mut Attempt::new(attempts, prefix, request.client)));
         }
-        // Nobody is asked for a key that can't exist. The answer is that to any wrong key.
-        self.form.is_mistyped(key).then(|| {
-            witness.mistyped();
-            refused(Denial::InvalidApiKey)
-        })
+        Some(checked)
     }
 
     async fn decide_by_asking(
@@ -160,14 +174,18 @@ impl Authorizer {
         key: &PresentedKey,
         request: &Request<'_>,
         deadline: Duration,
+        attempts: Option<&Arc<Attempts>>,
         witness: &mut impl Witness,
     ) -> Checked {
         let Ok(prefix) = key.prefix(self.form.prefix_length) else {
             return refused(Denial::MalformedCredentials);
         };
-        timeout(deadline, self.check_with_backends(key, prefix, request, witness))
-            .await
-            .unwrap_or(Checked { decision: Decision::Unavailable(Cause::Deadline), tier: None })
+        let mut attempt = Attempt::new(attempts, prefix, request.client);
+        let checked =
+            timeout(deadline, self.check_with_backends(key, prefix, request, &mut attempt, witness))
+                .await
+                .unwrap_or(Checked { decision: Decision::Unavailable(Cause::Deadline), tier: None });
+        counted(checked, &mut attempt)
     }
 
     fn check_in_memory(
@@ -199,12 +217,13 @@ impl Authorizer {
         key: &PresentedKey,
         prefix: &str,
         request: &Request<'_>,
+        attempt: &mut Attempt<'_>,
         witness: &mut impl Witness,
     ) -> Checked {
         let looked_up = if request.route.is_strict {
-            self.candidates.read_strictly(prefix).instrument(traces::lookup()).await
+            self.candidates.read_strictly(prefix, attempt.source()).instrument(traces::lookup()).await
         } else {
-            self.candidates.find(prefix, key).instrument(traces::lookup()).await
+            self.candidates.find(prefix, key, attempt.source()).instrument(traces::lookup()).await
         };
         let (found, redis_verdict) = match looked_up {
             Ok(answer) => answer,
@@ -213,7 +232,7 @@ impl Authorizer {
         witness.found(&found, LookedUp::WithBackends);
         let (proof, evidence) = match &found {
             Found::Records(records, _) | Found::Suspect(records, _) => {
-                self.prover.prove(key, records, redis_verdict).await
+                self.prover.prove(key, records, redis_verdict, attempt).await
             }
             Found::Absent => (Err(ProofError::NoMatch), Evidence::Memory),
         };
@@ -226,6 +245,21 @@ impl Authorizer {
 
 fn refused(reason: Denial) -> Checked {
     Checked { decision: Decision::Deny(Denied::unproven(reason)), tier: None }
+}
+
+/// Whether no key was proven. Policy never says this of a proven one.
+fn is_wrong(checked: &Checked) -> bool {
+    matches!(&checked.decision, Decision::Deny(denied) if denied.reason == Denial::InvalidApiKey)
+}
+
+/// Every wrong key counts, whatever it cost: else the count would tell which prefixes exist.
+fn counted(checked: Checked, attempt: &mut Attempt<'_>) -> Checked {
+    if is_wrong(&checked)
+        && let Err(wait) = attempt.count_wrong()
+    {
+        return Checked { decision: Decision::Deny(Denied::too_many_attempts(wait)), ..checked };
+    }
+    checked
 }
 
 fn decide(
@@ -243,6 +277,7 @@ fn decide(
             Err(denied) => Decision::Deny(denied),
         },
         Err(ProofError::NoMatch) => Decision::Deny(Denied::unproven(Denial::InvalidApiKey)),
+        Err(ProofError::TooManyAttempts(wait)) => Decision::Deny(Denied::too_many_attempts(wait)),
         Err(ProofError::Undecided(cause)) => Decision::Unavailable(cause),
     };
     match found {

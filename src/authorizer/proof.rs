@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tracing::Instrument;
 
+use super::attempts::{Attempt, Charge};
 use super::background::Background;
 use super::bcrypt_pool::BcryptPool;
 use super::flight::{FlightError, Flights};
@@ -22,6 +23,7 @@ use crate::domain::key::PresentedKey;
 use crate::domain::proof::{Proven, Verdict};
 use crate::domain::record::Candidate;
 use crate::domain::time::Now;
+use crate::domain::turns::Place;
 use crate::telemetry::metrics::{CacheKind, CacheResult, Metrics};
 use crate::telemetry::traces;
 
@@ -35,6 +37,8 @@ pub enum ProofError {
     NoMatch,
     /// None matches so far, and at least one could not be compared.
     Undecided(Cause),
+    /// This client has sent so many wrong secrets that no more are compared for as long as this.
+    TooManyAttempts(Duration),
 }
 
 /// Whether Redis was already asked for the verdict on this very key.
@@ -123,6 +127,7 @@ impl Prover {
         key: &PresentedKey,
         records: &Records,
         redis_verdict: RedisVerdict,
+        attempt: &mut Attempt<'_>,
     ) -> (Result<Proven, ProofError>, Evidence) {
         if let Some(answer) = self.recall(key, records, clock::now()) {
             let came_along = answer.is_ok() && redis_verdict == RedisVerdict::Matched;
@@ -138,7 +143,7 @@ impl Prover {
                 return (Ok(proven), Evidence::Redis);
             }
         }
-        (self.compare(key, records).await, Evidence::Computed)
+        (self.compare(key, records, attempt).await, Evidence::Computed)
     }
 
     /// Takes over a proof that Redis kept, if it is of this key and of the hash of one of these candidates.
@@ -158,19 +163,38 @@ impl Prover {
 
     /// Tries each candidate in turn. What is shared with others who ask is the verdict on one key and one hash, which
     /// never changes; the candidate that is proven is the caller's own, as fresh as they read it.
-    async fn compare(self: &Arc<Self>, key: &PresentedKey, records: &Records) -> Result<Proven, ProofError> {
+    ///
+    /// Whoever has sent too many wrong secrets is told so before anything is computed. Whoever joins a comparison of the
+    /// same key adds no work, so that the first burst of a good key is one attempt.
+    async fn compare(
+        self: &Arc<Self>,
+        key: &PresentedKey,
+        records: &Records,
+        attempt: &mut Attempt<'_>,
+    ) -> Result<Proven, ProofError> {
+        let is_under_way = |candidate: &Arc<Candidate>| {
+            let hash = candidate.key.hash.as_ref();
+            hash.is_ok_and(|hash| self.flights.is_under_way(&self.verdicts.name(key, hash)))
+        };
+        if !records.candidates.iter().any(is_under_way) {
+            attempt.charge().map_err(ProofError::TooManyAttempts)?;
+        }
         let mut failure = None;
         for candidate in &records.candidates {
-            match self.verdict(key, candidate).await {
+            match self.verdict(key, candidate, attempt).await {
                 Ok(verdict) => {
                     if let Some(proven) = Proven::from_verdict(candidate, verdict) {
+                        attempt.give_back();
                         return Ok(proven);
                     }
                 }
                 Err(cause) => failure = Some(cause),
             }
         }
-        Err(failure.map_or(ProofError::NoMatch, ProofError::Undecided))
+        Err(failure.map_or(ProofError::NoMatch, |cause| {
+            attempt.give_back();
+            ProofError::Undecided(cause)
+        }))
     }
 
     /// The verdict on one candidate: known, or computed once for all who ask, and kept even if they give up.
@@ -178,6 +202,7 @@ impl Prover {
         self: &Arc<Self>,
         key: &PresentedKey,
         candidate: &Arc<Candidate>,
+        attempt: &Attempt<'_>,
     ) -> Result<Verdict, Cause> {
         if let Some(verdict) = self.known_verdict(key, candidate, clock::now()) {
             return Ok(verdict);
@@ -185,9 +210,11 @@ impl Prover {
         let Ok(hash) = &candidate.key.hash else {
             return Ok(Verdict::Mismatch);
         };
+        let place = attempt.place().ok_or(Cause::Verification)?;
         let work = || {
             let (prover, key, candidate) = (Arc::clone(self), key.clone(), Arc::clone(candidate));
-            async move { prover.compute(key, candidate).await }
+            let charge = attempt.shared_charge();
+            async move { prover.compute(key, candidate, place, charge).await }
         };
         match self.flights.join(self.verdicts.name(key, hash), work).await {
             Ok(verdict) => verdict,
@@ -196,9 +223,22 @@ impl Prover {
         }
     }
 
-    async fn compute(&self, key: PresentedKey, candidate: Arc<Candidate>) -> Result<Verdict, Cause> {
-        let verdict =
-            self.pool.verify(key.clone(), Arc::clone(&candidate)).instrument(traces::bcrypt()).await?;
+    /// The charge is given back here too, as whoever asked may be gone when the verdict comes.
+    async fn compute(
+        &self,
+        key: PresentedKey,
+        candidate: Arc<Candidate>,
+        place: Place,
+        charge: Option<Arc<Charge>>,
+    ) -> Result<Verdict, Cause> {
+        let compared =
+            self.pool.verify(place, key.clone(), Arc::clone(&candidate)).instrument(traces::bcrypt()).await;
+        if compared != Ok(Verdict::Mismatch)
+            && let Some(charge) = charge
+        {
+            charge.give_back();
+        }
+        let verdict = compared?;
         if let Ok(hash) = &candidate.key.hash {
             match verdict {
                 Verdict::Match => self.keep_match(&key, hash, &candidate),
@@ -256,6 +296,10 @@ mod tests {
         Prover::new(verdicts, None, pool, Background::new(), metrics, Duration::from_hours(1))
     }
 
+    fn uncounted() -> Attempt<'static> {
+        Attempt::new(None, "kw_01234", None)
+    }
+
     fn records(candidates: &[&Arc<Candidate>]) -> Records {
         let candidates = candidates.iter().copied().map(Arc::clone).collect();
         Records { candidates, known: Known::uncovered(clock::instant()), read_again_at: clock::instant() }
@@ -275,9 +319,10 @@ mod tests {
         let hash = bcrypt::hash(SECRET, 4).unwrap();
         let (stale, fresh) = (candidate(&hash, true), candidate(&hash, false));
         let (first, second) = (records(&[&stale]), records(&[&fresh]));
+        let (mut one, mut another) = (uncounted(), uncounted());
         let (first, second) = tokio::join!(
-            prover.prove(&key, &first, RedisVerdict::NotAsked),
-            prover.prove(&key, &second, RedisVerdict::NotAsked)
+            prover.prove(&key, &first, RedisVerdict::NotAsked, &mut one),
+            prover.prove(&key, &second, RedisVerdict::NotAsked, &mut another)
         );
         assert!(Arc::ptr_eq(first.0.unwrap().candidate(), &stale));
         assert!(Arc::ptr_eq(second.0.unwrap().candidate(), &fresh));
@@ -291,9 +336,10 @@ mod tests {
         let other = candidate(&bcrypt::hash("kw_01234-other", 4).unwrap(), true);
         let own = candidate(&bcrypt::hash(SECRET, 4).unwrap(), true);
         let (first, second) = (records(&[&other]), records(&[&other, &own]));
+        let (mut one, mut another) = (uncounted(), uncounted());
         let (first, second) = tokio::join!(
-            prover.prove(&key, &first, RedisVerdict::NotAsked),
-            prover.prove(&key, &second, RedisVerdict::NotAsked)
+            prover.prove(&key, &first, RedisVerdict::NotAsked, &mut one),
+            prover.prove(&key, &second, RedisVerdict::NotAsked, &mut another)
         );
         assert!(matches!(first, (Err(ProofError::NoMatch), Evidence::Computed)));
         assert!(Arc::ptr_eq(second.0.unwrap().candidate(), &own));

@@ -9,6 +9,7 @@ use super::failure::Failure;
 use super::secret::{HashForm, NewSecret};
 use crate::authorizer::Authorizer;
 use crate::authorizer::admin::CacheAdmin;
+use crate::authorizer::attempts::Attempts;
 use crate::authorizer::background::Background;
 use crate::authorizer::bcrypt_pool::BcryptPool;
 use crate::authorizer::canary::{self, Canary};
@@ -16,6 +17,7 @@ use crate::authorizer::candidates::{Candidates, CandidatesParts};
 use crate::authorizer::deny::DenyControl;
 use crate::authorizer::feed::FeedFollower;
 use crate::authorizer::freshness::{Freshness, FreshnessSettings};
+use crate::authorizer::lookups::Lookups;
 use crate::authorizer::outage::Outage;
 use crate::authorizer::proof::Prover;
 use crate::authorizer::uses::{self, UseWriter};
@@ -109,6 +111,7 @@ impl Parts {
             prover: Arc::clone(&prover),
             freshness: Arc::clone(&freshness),
             outage: Arc::clone(&outage),
+            lookups: Lookups::new(settings.lookups_per_second),
             background: background.clone(),
             metrics: metrics.clone(),
             absent_lifetime: settings.cache_negative_ttl,
@@ -127,6 +130,7 @@ impl Parts {
             Arc::clone(&candidates),
             Arc::clone(&prover),
             Arc::clone(&deny),
+            Attempts::new(settings.attempts_per_minute),
             PolicyRules {
                 model_paths: settings.model_paths.clone(),
                 scope_paths: settings.scope_paths.clone(),

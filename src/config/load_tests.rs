@@ -28,7 +28,7 @@ fn other_text(setting: &Setting) -> &'static str {
         "http-listen" => "unix:/tmp/h",
         "http-profile" => "caddy",
         "admin-listen" => "127.0.0.1:1",
-        "worker-threads" | "verify-threads" => "77",
+        "worker-threads" | "verify-threads" | "attempts-per-minute" | "lookups-per-second" => "77",
         "drain-delay"
         | "cache-record-ttl"
         | "record-ttl-without-feed"

@@ -250,6 +250,15 @@ settings! {
     /// new keys are proven.
     "verify-threads"("N|auto", Plain) => verify_threads: usize = "auto", |text| values::threads(text, 1);
 
+    /// Wrong keys that one client address may send on one prefix before the next ones are answered 429: 0 to 1000000; they
+    /// come back evenly over a minute, and 0 is no limit. Known keys are never refused for it. Clients whose address can't
+    /// be told (--client-ip) count as one.
+    "attempts-per-minute"("N", Plain) => attempts_per_minute: u32 = "20", |text| values::small(text, 0..=1_000_000);
+
+    /// Look-ups in the store that may find no key, in a second: 1 to 1000000. One client address gets a quarter of them;
+    /// beyond that it is answered 503. Look-ups that find a key do not count.
+    "lookups-per-second"("N", Plain) => lookups_per_second: u32 = "1000", |text| values::small(text, 1..=1_000_000);
+
     /// At most one last_used_at write per key in this time, over all replicas: 1s to 30d.
     "last-used-interval"("DURATION", Plain) => last_used_interval: Duration = "300s",
         |text| values::duration(text, SECOND..=30 * DAY);

@@ -103,7 +103,7 @@ macro_rules! shown_by_display {
     })+ };
 }
 
-shown_by_display!(SocketAddr, SecretUrl, String, usize, ClientIpSource, CredentialConflict, ErrorFormat);
+shown_by_display!(SocketAddr, SecretUrl, String, u32, usize, ClientIpSource, CredentialConflict, ErrorFormat);
 shown_by_display!(OnUnavailable, CredentialSource, IdentityHeader, ModelPaths, ScopePaths, Shadow);
 shown_by_display!(OtlpEndpoint, OtlpProtocol, SampleShare, Target, Sample, ClientSan, Listen, HttpProfile);
 impl Shown for Duration {
@@ -211,6 +211,12 @@ pub(super) fn url(text: &str, beginnings: &[&str], expected: &str) -> Reading<Se
 }
 
 pub(super) fn number(text: &str, range: RangeInclusive<usize>) -> Reading<usize> {
+    let expected = || format!("a whole number from {} to {}", range.start(), range.end());
+    text.parse().ok().filter(|number| range.contains(number)).ok_or_else(expected)
+}
+
+/// The same for what is never large.
+pub(super) fn small(text: &str, range: RangeInclusive<u32>) -> Reading<u32> {
     let expected = || format!("a whole number from {} to {}", range.start(), range.end());
     text.parse().ok().filter(|number| range.contains(number)).ok_or_else(expected)
 }

@@ -1,6 +1,7 @@
 //! What is answered to one check: made afresh for every request, never cached.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::denial::Denial;
 use super::policy::Permit;
@@ -31,12 +32,19 @@ pub struct Denied {
     pub rule: Option<Rule>,
     /// More than the reason says, where there is more to say.
     pub detail: Option<&'static str>,
+    /// After how long the same request may fare better, where waiting helps.
+    pub retry_after: Option<Duration>,
 }
 
 impl Denied {
     /// A refusal before proof: it says nothing about any record.
     pub fn unproven(reason: Denial) -> Self {
-        Self { reason, candidate: None, rule: None, detail: None }
+        Self { reason, candidate: None, rule: None, detail: None, retry_after: None }
+    }
+
+    /// Too many wrong secrets; the next one is looked at after `wait`.
+    pub fn too_many_attempts(wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..Self::unproven(Denial::TooManyAttempts) }
     }
 
     /// What the caller reads.

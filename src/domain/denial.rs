@@ -29,11 +29,13 @@ pub enum Denial {
     ModelNotAllowed,
     /// The budget is used up.
     InsufficientQuota,
+    /// This client has sent too many wrong secrets on one prefix.
+    TooManyAttempts,
 }
 
 impl Denial {
     /// Every reason.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::MissingCredentials,
         Self::MalformedCredentials,
         Self::InvalidApiKey,
@@ -47,6 +49,7 @@ impl Denial {
         Self::ScopeMissing,
         Self::ModelNotAllowed,
         Self::InsufficientQuota,
+        Self::TooManyAttempts,
     ];
 
     /// The stable word for it: `x-keyward-reason`, metrics, metadata, error bodies.
@@ -65,6 +68,7 @@ impl Denial {
             Self::ScopeMissing => "scope_missing",
             Self::ModelNotAllowed => "model_not_allowed",
             Self::InsufficientQuota => "insufficient_quota",
+            Self::TooManyAttempts => "too_many_attempts",
         }
     }
 
@@ -84,6 +88,7 @@ impl Denial {
             | Self::ModelNotAllowed => 403,
             Self::AmbiguousRequest => 400,
             Self::InsufficientQuota => 402,
+            Self::TooManyAttempts => 429,
         }
     }
 
@@ -124,6 +129,9 @@ impl Denial {
             }
             Self::InsufficientQuota => {
                 "The budget of this API key is used up. Ask its owner to raise it; repeating the request does not help."
+            }
+            Self::TooManyAttempts => {
+                "Too many wrong API keys were sent from your address. Check the key, and wait as long as retry-after says."
             }
         }
     }

@@ -7,6 +7,7 @@
 
 pub mod allowlist;
 pub mod body;
+pub mod buckets;
 pub mod decision;
 pub mod denial;
 pub mod deny_list;
@@ -31,4 +32,6 @@ pub mod request;
 pub mod row;
 pub mod rules;
 pub mod scope;
+pub mod source;
 pub mod time;
+pub mod turns;

@@ -174,7 +174,7 @@ pub(super) fn evaluate_heard(
         Err(refusal) => refusal,
     };
     let Refusal { reason, rule, detail } = refusal;
-    Err(Denied { reason, rule, detail, candidate: Some(candidate) })
+    Err(Denied { reason, rule, detail, candidate: Some(candidate), retry_after: None })
 }
 
 /// The key's policy, if key and owner are in force at all.

@@ -113,6 +113,7 @@ fn openai_type(status: u16) -> &'static str {
     match status {
         402 => "insufficient_quota",
         403 => "permission_error",
+        429 => "rate_limit_error",
         500.. => "server_error",
         _ => "invalid_request_error",
     }

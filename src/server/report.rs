@@ -275,6 +275,10 @@ fn proof(proof: &Proof) -> StepReport {
             StepReport::new("proof", "failed", format!("the key matches none of these, {by}"))
                 .because(Denial::InvalidApiKey.code())
         }
+        Err(ProofError::TooManyAttempts(_)) => {
+            StepReport::new("proof", "failed", "too many wrong keys from this address".to_owned())
+                .because(Denial::TooManyAttempts.code())
+        }
         Err(ProofError::Undecided(cause)) => open_step("proof", Some(*cause)),
     };
     step.source = proof.by.map(|source| source.as_str().to_owned());

@@ -4,6 +4,8 @@
 //! So nothing here uses a default: `Responder::allow` needs a permit, and every other way out goes through
 //! `Responder::refuse`, whose code is never 0.
 
+use std::time::Duration;
+
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
@@ -173,6 +175,10 @@ impl Responder {
         let mut header = |name: &str, value: &str| headers.push(overwrite(name.to_owned(), value.to_owned()));
         match refusal.status {
             401 => header("www-authenticate", "Bearer realm=\"keyward\""),
+            429 => {
+                let wait = denied.and_then(|denied| denied.retry_after).unwrap_or(Duration::from_secs(1));
+                header("retry-after", &whole_seconds(wait).to_string());
+            }
             503 => header("retry-after", "1"),
             _ => {}
         }
@@ -233,6 +239,11 @@ const fn grpc_status(http_status: u16) -> i32 {
         503 => 14,
         _ => 7,
     }
+}
+
+/// Rounded up: a caller that waits less is refused again.
+fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
 /// Whether the same request may pass a little later; SDKs are told where it can't.

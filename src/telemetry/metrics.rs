@@ -50,6 +50,8 @@ pub struct Metrics {
     pub bcrypt_queue_depth: Gauge,
     /// `keyward_bcrypt_queue_limit`
     pub bcrypt_queue_limit: Gauge,
+    /// `keyward_bcrypt_rejected_total`
+    pub bcrypt_rejected: Counter,
     /// `keyward_bcrypt_threads`
     pub bcrypt_threads: Gauge,
     /// `keyward_bcrypt_busy_threads`
@@ -225,6 +227,7 @@ impl Metrics {
             bcrypt_computed: Counter::default(),
             bcrypt_queue_depth: Gauge::default(),
             bcrypt_queue_limit: Gauge::default(),
+            bcrypt_rejected: Counter::default(),
             bcrypt_threads: Gauge::default(),
             bcrypt_busy_threads: Gauge::default(),
             store_query_duration: backend_buckets(),
@@ -420,6 +423,11 @@ impl Metrics {
             "bcrypt_queue_limit",
             "Verifications that may wait; one more is answered with unavailable",
             self.bcrypt_queue_limit.clone(),
+        );
+        registry.register(
+            "bcrypt_rejected",
+            "Verifications that were not begun because too many waited",
+            self.bcrypt_rejected.clone(),
         );
         registry.register(
             "bcrypt_threads",

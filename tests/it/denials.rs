@@ -16,7 +16,8 @@ use crate::support::keyward::{Key, Keyward};
 use crate::support::{Stack, eventually};
 
 /// The request that is denied for exactly this reason. A new reason does not compile without its case.
-fn case(denial: Denial, keyward: &Keyward) -> Request {
+async fn case(denial: Denial, stack: &Stack) -> Request {
+    let keyward = &stack.keyward;
     let user = keyward.create_user(denial.code(), &[]).to_string();
     let create = |options: &[&str]| keyward.create_key(&user, denial.code(), options);
     match denial {
@@ -69,6 +70,13 @@ fn case(denial: Denial, keyward: &Keyward) -> Request {
             set(keyward, &key, "total_cost = 500");
             Request::get("/v1/models").bearer(&key.secret)
         }
+        // Whether or not there is such a prefix.
+        Denial::TooManyAttempts => {
+            let guess = || Request::get("/v1/models").bearer("zz_guessed-key");
+            let refused = async || (guess().send(stack.envoy.addr()).await.status == 429).then_some(());
+            assert!(eventually(refused).await.is_some(), "nobody minds wrong keys");
+            guess()
+        }
     }
 }
 
@@ -77,12 +85,18 @@ async fn each_reason_has_its_status_its_word_and_a_readable_body() {
     let route = |envoy: Envoy| envoy.route("/v1/only-gpt/", "{model: gpt-4o}");
     let stack = Stack::start_with(Keyward::new(), route).await;
     for denial in Denial::ALL {
-        let response = case(denial, &stack.keyward).send(stack.envoy.addr()).await;
+        let response = case(denial, &stack).await.send(stack.envoy.addr()).await;
         let code = denial.code();
         assert_eq!((response.reason(), response.status), (code, denial.http_status()), "{response:?}");
         let challenge = (denial.http_status() == 401).then_some(r#"Bearer realm="keyward""#);
         assert_eq!(response.value("www-authenticate"), challenge, "{code}");
-        assert_eq!(response.value("x-should-retry"), Some("false"), "{code}: what is refused stays refused");
+        let waits = denial == Denial::TooManyAttempts;
+        let told = (response.value("x-should-retry"), response.value("retry-after").map(str::parse::<u64>));
+        if waits {
+            assert!(matches!(told, (None, Some(Ok(1..=3)))), "{told:?}");
+        } else {
+            assert_eq!(told, (Some("false"), None), "{code}: what is refused stays refused");
+        }
         assert_is_openai(&response, code);
         let id = response.json()["request_id"].as_str().unwrap_or_default().to_owned();
         assert!(!id.is_empty(), "{code}: Envoy gives every request an id");

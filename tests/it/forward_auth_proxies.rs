@@ -153,6 +153,8 @@ fn denied(denial: Denial, stack: &Stack) -> Request {
         Denial::InsufficientQuota => {
             models(set(stack, create(&["--budget-limit-cents", "500"]), "total_cost = 500"))
         }
+        // Once it has been sent often enough.
+        Denial::TooManyAttempts => Request::get("/v1/models").bearer("zz_guessed-key"),
     }
 }
 
@@ -168,19 +170,28 @@ fn set(stack: &Stack, key: Key, assignment: &str) -> Key {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_denial_reaches_the_caller_with_its_status_its_reason_and_a_body() {
     for stack in both().await {
+        let mut guesses = 0;
         for denial in Denial::ALL {
-            let response = stack.send(denied(denial, &stack)).await;
+            let mut response = stack.send(denied(denial, &stack)).await;
+            while denial == Denial::TooManyAttempts && response.reason() == "invalid_api_key" {
+                guesses += 1;
+                response = stack.send(denied(denial, &stack)).await;
+            }
             assert_eq!(reason(&response), (denial.http_status(), denial.code()), "{response:?}");
             let challenge = (denial.http_status() == 401).then_some(r#"Bearer realm="keyward""#);
             assert_eq!(response.value("www-authenticate"), challenge, "{response:?}");
             assert_eq!(response.value("content-type"), Some("application/json"), "{response:?}");
             assert_eq!(response.json()["error"]["code"], denial.code());
-            assert_eq!(response.value("x-should-retry"), Some("false"));
+            // Only who has guessed too often may fare better later, and hears when.
+            let waits = denial == Denial::TooManyAttempts;
+            assert_eq!(response.value("x-should-retry"), (!waits).then_some("false"), "{response:?}");
+            assert_eq!(response.value("retry-after").is_some(), waits, "{response:?}");
         }
         assert_eq!(stack.upstream.requests(), 0, "a denied request went upstream");
         for denial in Denial::ALL {
             let labels = [("decision", "deny"), ("reason", denial.code())];
-            assert_eq!(stack.keyward.count("keyward_checks_total", &labels).await, 1, "{denial:?}");
+            let expected = if denial == Denial::InvalidApiKey { 1 + guesses } else { 1 };
+            assert_eq!(stack.keyward.count("keyward_checks_total", &labels).await, expected, "{denial:?}");
         }
     }
 }

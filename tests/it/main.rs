@@ -7,6 +7,7 @@
     reason = "in a test, and in what only tests use, a panic is the report"
 )]
 
+mod admission;
 mod bad_rows;
 mod caches;
 mod change_feed;
