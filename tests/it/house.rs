@@ -133,6 +133,12 @@ fn only_one_file_builds_an_answer_to_envoy() {
         .map(|(name, _)| name)
         .collect();
     assert_eq!(builders, ["server/response.rs"]);
+    let writers: Vec<String> = sources()
+        .into_iter()
+        .filter(|(_, text)| text.contains("AllowWriter"))
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(writers, ["server/answer.rs", "server/response.rs"], "the bytes of an allow");
     for (name, text) in sources() {
         assert!(!text.contains("CheckResponse::default()"), "{name}: an empty answer is an allow");
     }
