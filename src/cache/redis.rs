@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use redis::{Pipeline, Value};
 use serde::Serialize;
 use thiserror::Error;
@@ -58,7 +59,7 @@ pub struct RedisCache {
     /// Connections, breaker and time limit.
     calls: Calls,
     /// Also held by the proofs that were fetched.
-    secrets: Arc<CacheSecrets>,
+    secrets: ArcSwap<CacheSecrets>,
     metrics: Metrics,
     rejections: Rejections,
 }
@@ -155,10 +156,20 @@ impl RedisCache {
         let links = Links::new(options.url.client()?, options.connections);
         Ok(Self {
             calls: Calls::new(links, options.timeout, metrics.clone()),
-            secrets: Arc::new(options.secrets),
+            secrets: ArcSwap::from_pointee(options.secrets),
             metrics,
             rejections: Rejections::default(),
         })
+    }
+
+    /// Seals and opens by these from now on. What is under way ends with those that it began with.
+    pub fn replace_secrets(&self, secrets: CacheSecrets) {
+        self.secrets.store(Arc::new(secrets));
+    }
+
+    /// Whether these are the secrets in force.
+    pub fn has_secrets(&self, secrets: &CacheSecrets) -> bool {
+        self.secrets.load().is_same(secrets)
     }
 
     /// Fetches the records of a prefix and the proof of a key, as asked, in one round trip. Records that the
@@ -171,7 +182,8 @@ impl RedisCache {
         now: Timestamp,
         accept: impl Fn(&StoredRecords) -> Option<A>,
     ) -> Fetched<A> {
-        let keys = self.secrets.reading();
+        let secrets = self.secrets.load_full();
+        let keys = secrets.reading();
         let record_names: Vec<RedisName> = prefix
             .map(|prefix| keys.iter().map(|keys| keys.record_name(prefix)).collect())
             .unwrap_or_default();
@@ -190,24 +202,30 @@ impl RedisCache {
         let proof_values = values.split_off(values.len().min(record_names.len()));
 
         let records = prefix.and_then(|prefix| {
-            let found = self.read(CacheKind::Record, &record_names, &values, |_, keys, name, value| {
-                let plaintext = open(keys, Sealed::Record, name, value)?;
-                let records = decode_records(&plaintext, prefix, now)?;
-                Ok(accept(&records).map(|accepted| (records, accepted)))
-            });
+            let found =
+                self.read(&secrets, CacheKind::Record, &record_names, &values, |_, keys, name, value| {
+                    let plaintext = open(keys, Sealed::Record, name, value)?;
+                    let records = decode_records(&plaintext, prefix, now)?;
+                    Ok(accept(&records).map(|accepted| (records, accepted)))
+                });
             found.into_iter().max_by_key(|(records, _)| records.read_at)
         });
         let proof = key.and_then(|_| {
-            let found =
-                self.read(CacheKind::Verdict, &proof_names, &proof_values, |sealed_by, keys, name, value| {
+            let found = self.read(
+                &secrets,
+                CacheKind::Verdict,
+                &proof_names,
+                &proof_values,
+                |sealed_by, keys, name, value| {
                     let (verdict, proven_at) = decode_proof(&open(keys, Sealed::Proof, name, value)?, now)?;
                     Ok(Some(StoredProof {
                         name: verdict,
                         proven_at,
-                        secrets: Arc::clone(&self.secrets),
+                        secrets: Arc::clone(&secrets),
                         sealed_by,
                     }))
-                });
+                },
+            );
             found.into_iter().max_by_key(|proof| proof.proven_at)
         });
         Fetched { records, proof }
@@ -215,9 +233,10 @@ impl RedisCache {
 
     /// Keeps the records of a prefix for what is left of their lifetime. What can't be kept is not.
     pub async fn keep_records(&self, prefix: &KeyPrefix, records: &StoredRecords, lifetime: Duration) {
-        let keys = self.secrets.writing();
+        let secrets = self.secrets.load_full();
+        let keys = secrets.writing();
         let plaintext = encode_records(prefix, records);
-        self.keep(Sealed::Record, &keys.record_name(prefix), &plaintext, lifetime).await;
+        self.keep(keys, Sealed::Record, &keys.record_name(prefix), &plaintext, lifetime).await;
     }
 
     /// Keeps the proof that this key matches this hash, in place of an earlier proof of the key.
@@ -228,19 +247,21 @@ impl RedisCache {
         proven_at: Timestamp,
         lifetime: Duration,
     ) {
-        let keys = self.secrets.writing();
+        let secrets = self.secrets.load_full();
+        let keys = secrets.writing();
         let plaintext = encode_proof(keys.verdicts.name(key, hash), proven_at);
-        self.keep(Sealed::Proof, &keys.proof_name(key), &plaintext, lifetime).await;
+        self.keep(keys, Sealed::Proof, &keys.proof_name(key), &plaintext, lifetime).await;
     }
 
     /// Removes the records of these prefixes, under every secret. On an error some of them may be left; they are no
     /// older than their lifetime.
     pub async fn forget(&self, prefixes: &[KeyPrefix]) -> Result<(), RedisUnavailable> {
+        let secrets = self.secrets.load_full();
         for batch in prefixes.chunks(BATCH) {
             let mut request = Pipeline::with_capacity(batch.len());
             for prefix in batch {
                 let delete = request.cmd("DEL");
-                for keys in self.secrets.reading() {
+                for keys in secrets.reading() {
                     delete.arg(keys.record_name(prefix).as_str());
                 }
             }
@@ -280,10 +301,11 @@ impl RedisCache {
             return Some(vec![true; keys.len()]);
         };
         let mut claimed = Vec::with_capacity(keys.len());
+        let secrets = self.secrets.load_full();
         for batch in keys.chunks(BATCH) {
             let mut request = Pipeline::with_capacity(batch.len());
             for key in batch {
-                let name = self.secrets.writing().marker_name(*key);
+                let name = secrets.writing().marker_name(*key);
                 request.cmd("SET").arg(name.as_str()).arg("1").arg("NX").arg("PX").arg(milliseconds);
             }
             for reply in self.calls.call(&request, Duty::Write).await.ok()? {
@@ -310,6 +332,7 @@ impl RedisCache {
     /// Reads what was found under the names of one thing, one name per secret, and counts how the look-up ended.
     fn read<T>(
         &self,
+        secrets: &CacheSecrets,
         kind: CacheKind,
         names: &[RedisName],
         values: &[Value],
@@ -318,8 +341,7 @@ impl RedisCache {
         let mut found = Vec::new();
         // Redis that did not answer at all gives no values.
         let mut outcome = if values.len() == names.len() { CacheResult::Miss } else { CacheResult::Error };
-        for (index, ((keys, name), value)) in self.secrets.reading().iter().zip(names).zip(values).enumerate()
-        {
+        for (index, ((keys, name), value)) in secrets.reading().iter().zip(names).zip(values).enumerate() {
             match value {
                 Value::Nil => {}
                 Value::BulkString(bytes) if bytes.is_empty() => {}
@@ -339,9 +361,16 @@ impl RedisCache {
         found
     }
 
-    async fn keep(&self, purpose: Sealed, name: &RedisName, plaintext: &[u8], lifetime: Duration) {
+    async fn keep(
+        &self,
+        keys: &KeySet,
+        purpose: Sealed,
+        name: &RedisName,
+        plaintext: &[u8],
+        lifetime: Duration,
+    ) {
         let Some(milliseconds) = lifetime_milliseconds(lifetime) else { return };
-        let sealed = match seal(self.secrets.writing(), purpose, name, plaintext) {
+        let sealed = match seal(keys, purpose, name, plaintext) {
             Ok(sealed) => sealed,
             Err(error) => {
                 tracing::debug!(%error, "cache entry was not kept in Redis");

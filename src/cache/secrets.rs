@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use hkdf::Hkdf;
 use hmac::Hmac;
-use sha2::Sha256;
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
@@ -31,11 +31,35 @@ const MAX_FILE_BYTES: u64 = 64 * 1024;
 pub struct CacheSecrets {
     /// At least one; the first one writes.
     sets: Box<[KeySet]>,
+    /// Tells one list from another; never printed.
+    fingerprint: [u8; 32],
 }
 
 impl CacheSecrets {
     /// Reads the secret file. Warns where others than its owner may read it.
     pub fn read(path: &Path) -> Result<Self, CacheSecretError> {
+        let (secrets, mode) = Self::read_file(path)?;
+        if mode & 0o044 != 0 {
+            tracing::warn!(
+                path = %path.display(),
+                mode = format!("{:03o}", mode & 0o777),
+                "cache secret file can be read by group or others; set its mode to 0600"
+            );
+        }
+        Ok(secrets)
+    }
+
+    /// Reads it once more, without the warning.
+    pub fn read_again(path: &Path) -> Result<Self, CacheSecretError> {
+        Self::read_file(path).map(|(secrets, _)| secrets)
+    }
+
+    /// Whether the other list holds the same, in the same order.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.fingerprint == other.fingerprint
+    }
+
+    fn read_file(path: &Path) -> Result<(Self, u32), CacheSecretError> {
         let unreadable = |source| CacheSecretError::Unreadable { path: path.to_owned(), source };
         let mut file = std::fs::File::open(path).map_err(unreadable)?;
         let mode = file.metadata().map_err(unreadable)?.permissions().mode();
@@ -45,14 +69,7 @@ impl CacheSecrets {
         file.by_ref().take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(unreadable)?;
         let secrets = Self::parse(&text)
             .map_err(|defect| CacheSecretError::Defective { path: path.to_owned(), defect })?;
-        if mode & 0o044 != 0 {
-            tracing::warn!(
-                path = %path.display(),
-                mode = format!("{:03o}", mode & 0o777),
-                "cache secret file can be read by group or others; set its mode to 0600"
-            );
-        }
-        Ok(secrets)
+        Ok((secrets, mode))
     }
 
     /// Parses the contents of a secret file: one secret per line, empty lines skipped.
@@ -81,7 +98,15 @@ impl CacheSecrets {
         if secrets.is_empty() {
             return Err(CacheSecretDefect::Empty);
         }
-        Ok(Self { sets: secrets.into_iter().map(KeySet::derive).collect() })
+        // Bit by bit: joined, there would be a copy to wipe.
+        let mut fingerprint = Sha256::new();
+        for secret in &secrets {
+            fingerprint.update(secret);
+            // No secret has a line's end.
+            fingerprint.update(b"\n");
+        }
+        let fingerprint = fingerprint.finalize().into();
+        Ok(Self { sets: secrets.into_iter().map(KeySet::derive).collect(), fingerprint })
     }
 
     /// The keys that write.

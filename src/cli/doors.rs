@@ -3,19 +3,18 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use axum::serve::ListenerExt;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::authorizer::Authorizer;
 use crate::config::Settings;
 use crate::domain::key_format::KeyForm;
-use crate::server::connections::Connections;
+use crate::server::connections::{Connections, Services};
 use crate::server::decisions::DecisionRecorder;
 use crate::server::door::{CheckOptions, Door};
 use crate::server::forward_auth::ForwardAuth;
 use crate::server::grpc::GrpcServices;
-use crate::server::listen::{self, Listener};
+use crate::server::listen::{self, Listener, SocketOptions};
 use crate::server::readiness::Readiness;
 use crate::server::response::{Responder, ResponseOptions};
 use crate::server::tls::{Tls, TlsFiles};
@@ -63,87 +62,106 @@ pub(super) fn door(
     Door::new(authorizer, responder(settings), check_options(settings), recorder, metrics.clone())
 }
 
-/// TLS for the gRPC port, as far as it is set.
-pub(super) fn grpc_tls(settings: &Settings, metrics: &Metrics) -> anyhow::Result<Option<Arc<Tls>>> {
-    let (Some(certificate), Some(key)) = (&settings.grpc_tls_cert, &settings.grpc_tls_key) else {
-        return Ok(None);
-    };
-    let files = TlsFiles {
-        certificate: certificate.clone(),
-        key: key.clone(),
-        client_ca: settings.grpc_tls_client_ca.clone(),
-        client_sans: settings.grpc_tls_client_sans.clone(),
-    };
-    let tls = Tls::load(DoorLabel::Grpc, files, &[b"h2"], metrics.clone());
-    Ok(Some(Arc::new(
-        tls.context("set up TLS for checks (--grpc-tls-cert, --grpc-tls-key, --grpc-tls-client-ca)")?,
-    )))
+/// TLS for both ports, as far as it is set.
+pub(super) struct DoorsTls {
+    pub(super) grpc: Option<Arc<Tls>>,
+    pub(super) http: Option<Arc<Tls>>,
 }
 
-/// What every connection of the gRPC port gets.
-pub(super) fn connections(
-    settings: &Settings,
-    services: GrpcServices,
-    tls: Option<Arc<Tls>>,
-) -> anyhow::Result<Connections> {
-    let workers = Workers::start(settings.worker_threads).context("start the threads that serve checks")?;
-    Ok(Connections { services, tls, workers: Arc::new(workers), max_age: settings.max_connection_age })
-}
-
-/// All of them, or none.
-pub(super) async fn open_grpc(
-    doors: &mut JoinSet<()>,
-    grpc: Connections,
-    settings: &Settings,
-    stop: &CancellationToken,
-) -> anyhow::Result<()> {
-    let mut listeners = Vec::new();
-    for address in &settings.grpc_listen {
-        let listener = Listener::open(address, settings.reuse_port).await;
-        listeners.push(listener.context("listen for checks (--grpc-listen)")?);
+impl DoorsTls {
+    pub(super) fn load(settings: &Settings, metrics: &Metrics) -> anyhow::Result<Self> {
+        let files =
+            |certificate: &Option<_>, key: &Option<_>, client_ca: &Option<_>, client_sans: &Vec<_>| {
+                let (certificate, key) = (certificate.clone()?, key.clone()?);
+                Some(TlsFiles {
+                    certificate,
+                    key,
+                    client_ca: client_ca.clone(),
+                    client_sans: client_sans.clone(),
+                })
+            };
+        let Settings { grpc_tls_cert, grpc_tls_key, grpc_tls_client_ca, grpc_tls_client_sans, .. } = settings;
+        let Settings { http_tls_cert, http_tls_key, http_tls_client_ca, http_tls_client_sans, .. } = settings;
+        let of_grpc = files(grpc_tls_cert, grpc_tls_key, grpc_tls_client_ca, grpc_tls_client_sans);
+        let of_http = files(http_tls_cert, http_tls_key, http_tls_client_ca, http_tls_client_sans);
+        let load = |door, files: Option<TlsFiles>, protocols, what: &'static str| {
+            let tls = files.map(|files| Tls::load(door, files, protocols, metrics.clone()).context(what));
+            tls.transpose().map(|tls| tls.map(Arc::new))
+        };
+        let grpc = load(
+            DoorLabel::Grpc,
+            of_grpc,
+            &[b"h2"],
+            "set up TLS for checks (--grpc-tls-cert, --grpc-tls-key, --grpc-tls-client-ca)",
+        )?;
+        let http = load(
+            DoorLabel::Http,
+            of_http,
+            &[b"http/1.1"],
+            "set up TLS for checks over HTTP (--http-tls-cert, --http-tls-key, --http-tls-client-ca)",
+        )?;
+        Ok(Self { grpc, http })
     }
-    for listener in listeners {
-        doors.spawn(grpc.clone().serve(listener, stop.clone()));
-    }
-    Ok(())
 }
 
-/// Where it is set.
-pub(super) async fn open_http(
-    doors: &mut JoinSet<()>,
-    door: Arc<Door>,
-    settings: &Settings,
-    readiness: &Arc<Readiness>,
-    stop: &CancellationToken,
-) -> anyhow::Result<()> {
-    let Some(address) = &settings.http_listen else { return Ok(()) };
-    let http = ForwardAuth::new(door, settings.http_profile, settings.max_check_bytes, Arc::clone(readiness))
-        .router();
-    let stop = stop.clone();
-    let listener =
-        Listener::open(address, false).await.context("listen for checks over HTTP (--http-listen)")?;
-    match listener {
-        Listener::Tcp(listener) => {
-            let listener = listener.tap_io(|stream| {
-                // An answer in two segments would otherwise wait for the peer's delayed acknowledgement.
-                let _ = stream.set_nodelay(true);
-            });
-            doors.spawn(async move {
-                let serving = axum::serve(listener, http).with_graceful_shutdown(stop.cancelled_owned());
-                report("http", serving.await);
-            });
+/// What both ports share.
+pub(super) struct Opening<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) workers: Arc<Workers>,
+    pub(super) stop: &'a CancellationToken,
+}
+
+impl Opening<'_> {
+    /// Listens for checks over gRPC at all addresses, or at none.
+    pub(super) async fn grpc(
+        &self,
+        doors: &mut JoinSet<()>,
+        services: GrpcServices,
+        tls: Option<Arc<Tls>>,
+    ) -> anyhow::Result<()> {
+        let grpc = Connections {
+            services: Services::Grpc(services),
+            tls,
+            workers: Arc::clone(&self.workers),
+            max_age: self.settings.max_connection_age,
+        };
+        let mut listeners = Vec::new();
+        for address in &self.settings.grpc_listen {
+            let listener = Listener::open(address, self.options(self.settings.reuse_port)).await;
+            listeners.push(listener.context("listen for checks (--grpc-listen)")?);
         }
-        Listener::Unix(listener, file) => {
-            doors.spawn(async move {
-                let serving = axum::serve(listener, http).with_graceful_shutdown(stop.cancelled_owned());
-                report("http", serving.await);
-                if let Some(file) = file {
-                    file.remove();
-                }
-            });
+        for listener in listeners {
+            doors.spawn(grpc.clone().serve(listener, self.stop.clone()));
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Listens for checks over HTTP, where it is set.
+    pub(super) async fn http(
+        &self,
+        doors: &mut JoinSet<()>,
+        door: Arc<Door>,
+        readiness: &Arc<Readiness>,
+        tls: Option<Arc<Tls>>,
+    ) -> anyhow::Result<()> {
+        let Settings { http_listen, http_profile, max_check_bytes, .. } = self.settings;
+        let Some(address) = http_listen else { return Ok(()) };
+        let answering = ForwardAuth::new(door, *http_profile, *max_check_bytes, Arc::clone(readiness));
+        let http = Connections {
+            services: Services::Http(answering.router()),
+            tls,
+            workers: Arc::clone(&self.workers),
+            max_age: None,
+        };
+        let listener = Listener::open(address, self.options(false)).await;
+        let listener = listener.context("listen for checks over HTTP (--http-listen)")?;
+        doors.spawn(http.serve(listener, self.stop.clone()));
+        Ok(())
+    }
+
+    fn options(&self, reuse_port: bool) -> SocketOptions {
+        SocketOptions { reuse_port, mode: self.settings.socket_mode }
+    }
 }
 
 pub(super) fn open_admin(

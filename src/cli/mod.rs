@@ -21,6 +21,7 @@ mod own_memory;
 mod parts;
 mod reload;
 mod secret;
+mod secret_file;
 mod serve;
 mod store;
 mod user;

@@ -45,6 +45,7 @@ const REDIS_TIMEOUT: Duration = Duration::from_millis(20);
 pub(super) struct Parts {
     pub(super) authorizer: Arc<Authorizer>,
     pub(super) caches: CacheAdmin,
+    pub(super) redis: Option<Arc<RedisCache>>,
     pub(super) deny: Arc<DenyControl>,
     pub(super) store: Store,
     pub(super) freshness: Arc<Freshness>,
@@ -142,7 +143,7 @@ impl Parts {
         let caches = CacheAdmin {
             candidates,
             prover,
-            redis,
+            redis: redis.clone(),
             store: store.clone(),
             freshness: Arc::clone(&freshness),
             outage: Arc::clone(&outage),
@@ -162,7 +163,7 @@ impl Parts {
         } else {
             None
         };
-        Ok(Self { authorizer, caches, deny, store, freshness, outage, feed, uses, background, canary })
+        Ok(Self { authorizer, caches, redis, deny, store, freshness, outage, feed, uses, background, canary })
     }
 }
 

@@ -1,7 +1,7 @@
 //! SIGHUP: what can change while the sidecar runs is read again, and what can't is named.
 //!
-//! The decision log is opened anew (for whoever rotates it), the deny file is read at once, and the settings are read
-//! again for the log level. Whatever of it fails, the last good state stays in force.
+//! The decision log is opened anew (for whoever rotates it), the deny file and the cache secret are read at once, and the
+//! settings are read again for the log level. Whatever of it fails, the last good state stays in force.
 
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 
 use super::flags::{AllSettings, SettingFlags};
+use super::secret_file::SecretFile;
 use super::serve::shown;
 use crate::authorizer::deny::DenyControl;
 use crate::config::Settings;
@@ -29,6 +30,7 @@ pub(super) struct Reloading {
     pub(super) level: Level,
     pub(super) deny: Arc<DenyControl>,
     pub(super) decision_log: Option<Arc<DecisionLog>>,
+    pub(super) secret_file: Option<SecretFile>,
     pub(super) metrics: Metrics,
 }
 
@@ -55,6 +57,11 @@ impl Reloading {
         }
         if let Some(trouble) = self.deny.reload().await {
             failures.push(format!("--deny-file: {trouble}"));
+        }
+        if let Some(file) = &self.secret_file
+            && let Err(error) = file.reload().await
+        {
+            failures.push(format!("--cache-secret-file: {error}"));
         }
         if let Some(log) = &self.decision_log
             && let Err(error) = log.reopen().await

@@ -12,18 +12,20 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
-use super::doors::{connections, door, grpc_tls, open_admin, open_grpc, open_http, responder};
+use super::doors::{DoorsTls, Opening, door, open_admin, responder};
 use super::failure::{Exit, Failure};
 use super::flags::{AllSettings, SettingFlags};
 use super::own_memory;
 use super::parts::{Parts, Purpose};
 use super::reload::Reloading;
+use super::secret_file::SecretFile;
 use crate::config::{Setting, Settings};
 use crate::server::admin::{AdminState, router};
 use crate::server::explain::Explainer;
 use crate::server::grpc::GrpcServices;
 use crate::server::readiness::Readiness;
 use crate::server::watch::{StoreWatch, set_health};
+use crate::server::workers::Workers;
 use crate::telemetry::decision_log::DecisionLog;
 use crate::telemetry::logging::{self, Level};
 use crate::telemetry::metrics::Metrics;
@@ -63,7 +65,7 @@ pub(super) fn run(flags: SettingFlags<AllSettings>) -> Result<Exit, Failure> {
 
 async fn serve(settings: &Settings, flags: SettingFlags<AllSettings>, level: Level) -> Result<(), Failure> {
     let metrics = Metrics::new();
-    let tls = grpc_tls(settings, &metrics).map_err(Failure::usage)?;
+    let tls = DoorsTls::load(settings, &metrics).map_err(Failure::usage)?;
     let decision_log = open_decision_log(settings, &metrics).await?;
     let parts = Parts::build(settings, &metrics, Purpose::Serve).await?;
     let readiness = Arc::new(Readiness::new(Arc::clone(&parts.freshness), Arc::clone(&parts.outage)));
@@ -78,7 +80,6 @@ async fn serve(settings: &Settings, flags: SettingFlags<AllSettings>, level: Lev
         max_bytes: settings.max_check_bytes,
         others: Routes::new(health_service).prepare(),
     };
-    let grpc = connections(settings, services, tls.clone())?;
     let shown = Arc::new(ArcSwap::from_pointee(shown(settings)));
     let admin = router(AdminState {
         caches: parts.caches,
@@ -95,10 +96,13 @@ async fn serve(settings: &Settings, flags: SettingFlags<AllSettings>, level: Lev
     let hangup = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
     let stop = CancellationToken::new();
     let mut doors = JoinSet::new();
-    open_grpc(&mut doors, grpc, settings, &stop).await.map_err(Failure::usage)?;
-    open_http(&mut doors, door, settings, &readiness, &stop).await.map_err(Failure::usage)?;
+    let workers = Workers::start(settings.worker_threads).context("start the threads that serve checks")?;
+    let opening = Opening { settings, workers: Arc::new(workers), stop: &stop };
+    opening.grpc(&mut doors, services, tls.grpc.clone()).await.map_err(Failure::usage)?;
+    opening.http(&mut doors, door, &readiness, tls.http.clone()).await.map_err(Failure::usage)?;
     open_admin(&mut doors, admin, settings, &stop).map_err(Failure::usage)?;
 
+    let secret_file = SecretFile::new(settings.cache_secret_file.clone(), parts.redis, metrics.clone());
     let reloading = Reloading {
         flags,
         in_force: settings.clone(),
@@ -106,6 +110,7 @@ async fn serve(settings: &Settings, flags: SettingFlags<AllSettings>, level: Lev
         level,
         deny: Arc::clone(&parts.deny),
         decision_log: decision_log.clone(),
+        secret_file: secret_file.clone(),
         metrics: metrics.clone(),
     };
     let stop_writing = CancellationToken::new();
@@ -114,9 +119,7 @@ async fn serve(settings: &Settings, flags: SettingFlags<AllSettings>, level: Lev
     followers.spawn(reloading.follow(hangup));
     followers.spawn(parts.deny.watch());
     followers.spawn(parts.feed.run());
-    if let Some(tls) = tls {
-        followers.spawn(tls.watch());
-    }
+    watch_files(&mut followers, secret_file, tls);
     let watch = StoreWatch {
         store: parts.store,
         freshness: parts.freshness,
@@ -166,6 +169,16 @@ async fn serve(settings: &Settings, flags: SettingFlags<AllSettings>, level: Lev
     parts.background.finish(FINISH_LIMIT).await;
     tracing::info!("stopped");
     end
+}
+
+/// Files that are read again when they change.
+fn watch_files(followers: &mut JoinSet<()>, secret_file: Option<SecretFile>, tls: DoorsTls) {
+    if let Some(file) = secret_file {
+        followers.spawn(file.watch());
+    }
+    for tls in [tls.grpc, tls.http].into_iter().flatten() {
+        followers.spawn(tls.watch());
+    }
 }
 
 /// What `/config` prints: every setting as text, secrets hidden.

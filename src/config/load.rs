@@ -261,26 +261,40 @@ impl Layers {
 
 impl Layers {
     fn check_tls(&mut self, settings: &Settings) {
-        let (cert, key) = (settings.grpc_tls_cert.is_some(), settings.grpc_tls_key.is_some());
-        let (ca, sans) = (settings.grpc_tls_client_ca.is_some(), !settings.grpc_tls_client_sans.is_empty());
-        let rules = [
-            ("grpc-tls-cert", cert && !key, "--grpc-tls-key too, the private key of this certificate"),
-            ("grpc-tls-key", key && !cert, "--grpc-tls-cert too, the certificate of this key"),
+        let Settings { grpc_tls_cert, grpc_tls_key, grpc_tls_client_ca, grpc_tls_client_sans, .. } = settings;
+        let Settings { http_tls_cert, http_tls_key, http_tls_client_ca, http_tls_client_sans, .. } = settings;
+        let doors = [
             (
-                "grpc-tls-client-ca",
-                ca && !cert,
-                "--grpc-tls-cert and --grpc-tls-key too: without TLS no client shows a certificate",
+                ["grpc-tls-cert", "grpc-tls-key", "grpc-tls-client-ca", "grpc-tls-client-sans"],
+                [grpc_tls_cert, grpc_tls_key, grpc_tls_client_ca].map(Option::is_some),
+                !grpc_tls_client_sans.is_empty(),
             ),
             (
-                "grpc-tls-client-sans",
-                sans && !ca,
-                "--grpc-tls-client-ca too: only an authority's word makes a name worth something",
+                ["http-tls-cert", "http-tls-key", "http-tls-client-ca", "http-tls-client-sans"],
+                [http_tls_cert, http_tls_key, http_tls_client_ca].map(Option::is_some),
+                !http_tls_client_sans.is_empty(),
             ),
         ];
-        for (flag, is_broken, expected) in rules {
-            if is_broken {
-                let place = self.place_of(flag);
-                self.mistakes.push(format!("{place}: expected {expected}"));
+        for ([of_cert, of_key, of_ca, of_sans], [cert, key, ca], sans) in doors {
+            let rules = [
+                (of_cert, cert && !key, format!("--{of_key} too, the private key of this certificate")),
+                (of_key, key && !cert, format!("--{of_cert} too, the certificate of this key")),
+                (
+                    of_ca,
+                    ca && !cert,
+                    format!("--{of_cert} and --{of_key} too: without TLS no client shows a certificate"),
+                ),
+                (
+                    of_sans,
+                    sans && !ca,
+                    format!("--{of_ca} too: only an authority's word makes a name worth something"),
+                ),
+            ];
+            for (flag, is_broken, expected) in rules {
+                if is_broken {
+                    let place = self.place_of(flag);
+                    self.mistakes.push(format!("{place}: expected {expected}"));
+                }
             }
         }
     }

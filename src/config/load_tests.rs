@@ -23,8 +23,10 @@ fn mistakes(given: Given) -> String {
 fn other_text(setting: &Setting) -> &'static str {
     match setting.flag {
         "grpc-listen" => "unix:/tmp/k,127.0.0.1:9190",
-        "grpc-tls-cert" | "grpc-tls-key" | "grpc-tls-client-ca" => "/pem",
-        "grpc-tls-client-sans" => "envoy.example.com,spiffe://a/b,10.0.0.7",
+        "grpc-tls-cert" | "grpc-tls-key" | "grpc-tls-client-ca" | "http-tls-cert" | "http-tls-key"
+        | "http-tls-client-ca" => "/pem",
+        "socket-mode" => "0600",
+        "grpc-tls-client-sans" | "http-tls-client-sans" => "envoy.example.com,spiffe://a/b,10.0.0.7",
         "http-listen" => "unix:/tmp/h",
         "http-profile" => "caddy",
         "admin-listen" => "127.0.0.1:1",
@@ -102,6 +104,16 @@ fn every_setting_can_be_given_in_every_layer_and_the_stronger_layer_wins() {
                 ("KEYWARD_GRPC_TLS_CERT", "/pem"),
                 ("KEYWARD_GRPC_TLS_KEY", "/pem"),
                 ("KEYWARD_GRPC_TLS_CLIENT_CA", "/pem"),
+            ],
+            "http-tls-cert" => vec![("KEYWARD_HTTP_TLS_KEY", "/pem")],
+            "http-tls-key" => vec![("KEYWARD_HTTP_TLS_CERT", "/pem")],
+            "http-tls-client-ca" => {
+                vec![("KEYWARD_HTTP_TLS_CERT", "/pem"), ("KEYWARD_HTTP_TLS_KEY", "/pem")]
+            }
+            "http-tls-client-sans" => vec![
+                ("KEYWARD_HTTP_TLS_CERT", "/pem"),
+                ("KEYWARD_HTTP_TLS_KEY", "/pem"),
+                ("KEYWARD_HTTP_TLS_CLIENT_CA", "/pem"),
             ],
             _ => vec![],
         });
@@ -336,6 +348,13 @@ fn tls_by_halves_is_told_with_what_is_missing() {
         (
             &[("KEYWARD_GRPC_TLS_CLIENT_SANS", "a.b")],
             "KEYWARD_GRPC_TLS_CLIENT_SANS: expected --grpc-tls-client-ca",
+        ),
+        (&[("KEYWARD_HTTP_TLS_CERT", "/c")], "KEYWARD_HTTP_TLS_CERT: expected --http-tls-key too"),
+        (&[("KEYWARD_HTTP_TLS_KEY", "/k")], "KEYWARD_HTTP_TLS_KEY: expected --http-tls-cert too"),
+        (&[("KEYWARD_HTTP_TLS_CLIENT_CA", "/a")], "KEYWARD_HTTP_TLS_CLIENT_CA: expected --http-tls-cert and"),
+        (
+            &[("KEYWARD_HTTP_TLS_CLIENT_SANS", "a.b")],
+            "KEYWARD_HTTP_TLS_CLIENT_SANS: expected --http-tls-client-ca",
         ),
     ] {
         let text = mistakes(Given { environment: environment(given), ..Given::default() });

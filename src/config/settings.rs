@@ -13,7 +13,7 @@ use crate::domain::key::PrefixLength;
 use crate::domain::model_path::ModelPaths;
 use crate::domain::rules::{ScopePaths, Shadow};
 use crate::server::client_san::ClientSan;
-use crate::server::listen::Listen;
+use crate::server::listen::{Listen, SocketMode};
 use crate::server::options::{
     ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat, HttpProfile, IdentityHeader,
     OnUnavailable,
@@ -163,6 +163,22 @@ settings! {
     /// (method and path of the question, behind /check), nginx (x-original-method and -uri), traefik and caddy
     /// (x-forwarded-method and -uri). The wrong one lets callers say which request theirs is.
     "http-profile"("envoy|nginx|traefik|caddy", Plain) => http_profile: HttpProfile = "envoy", values::word;
+
+    /// The same as --grpc-tls-cert, for --http-listen.
+    "http-tls-cert"("PATH|off", Plain) => http_tls_cert: Option<PathBuf> = "off", |text| values::optional(text, values::file);
+
+    /// The same as --grpc-tls-key, for --http-listen.
+    "http-tls-key"("PATH|off", Plain) => http_tls_key: Option<PathBuf> = "off", |text| values::optional(text, values::file);
+
+    /// The same as --grpc-tls-client-ca, for --http-listen: the authorities of the proxy's certificate.
+    "http-tls-client-ca"("PATH|off", Plain) => http_tls_client_ca: Option<PathBuf> = "off", |text| values::optional(text, values::file);
+
+    /// The same as --grpc-tls-client-sans, for --http-listen.
+    "http-tls-client-sans"("LIST|none", Plain) => http_tls_client_sans: Vec<ClientSan> = "none", values::list;
+
+    /// The mode of unix sockets that have a file, in octal: who may connect is who may write there. 0660 is its owner and
+    /// group; with 0666 everybody who reaches the folder may try keys.
+    "socket-mode"("MODE", Plain) => socket_mode: SocketMode = "0660", values::word;
 
     /// Where /livez, /readyz, /metrics, /stats and the cache, deny and check commands are served (HTTP): an IP address and
     /// port. Whoever reaches it can flush the caches, deny keys and try keys.

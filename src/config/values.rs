@@ -15,7 +15,7 @@ use crate::domain::key_format::TAIL_CHARACTERS;
 use crate::domain::model_path::ModelPaths;
 use crate::domain::rules::{ScopePaths, Shadow};
 use crate::server::client_san::ClientSan;
-use crate::server::listen::Listen;
+use crate::server::listen::{Listen, SocketMode};
 use crate::server::options::{ClientIpSource, CredentialConflict, CredentialSource, ErrorFormat};
 use crate::server::options::{HttpProfile, IdentityHeader, OnUnavailable, is_token};
 use crate::telemetry::decision_log::{Sample, Target};
@@ -103,7 +103,17 @@ macro_rules! shown_by_display {
     })+ };
 }
 
-shown_by_display!(SocketAddr, SecretUrl, String, u32, usize, ClientIpSource, CredentialConflict, ErrorFormat);
+shown_by_display!(
+    SocketAddr,
+    SocketMode,
+    SecretUrl,
+    String,
+    u32,
+    usize,
+    ClientIpSource,
+    CredentialConflict,
+    ErrorFormat
+);
 shown_by_display!(OnUnavailable, CredentialSource, IdentityHeader, ModelPaths, ScopePaths, Shadow);
 shown_by_display!(OtlpEndpoint, OtlpProtocol, SampleShare, Target, Sample, ClientSan, Listen, HttpProfile);
 impl Shown for Duration {

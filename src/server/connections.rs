@@ -1,17 +1,20 @@
-//! The connections of a gRPC door: accepted, shaken hands with, served, aged, and closed in order.
+//! The connections of a door: accepted, shaken hands with, served, aged, and closed in order.
 //!
-//! tonic's own server can't give each connection an age of its own, and its grace aborts what is in flight. So the
-//! connections are hyper's. Ageing and shutting down both are a GOAWAY: what has begun is
-//! answered, and the client opens another connection for what comes next. Nothing here ever cuts off a stream.
+//! tonic's own server can't give each connection an age of its own, and its grace aborts what is in flight; axum's has no
+//! TLS. So the connections are hyper's. Ageing and shutting down both are a GOAWAY, or the end of keep-alive: what has
+//! begun is answered, and the client opens another connection for what comes next. Nothing here ever cuts off a request.
 
 use std::fmt::Display;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http2;
+use axum::Router;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,11 +33,20 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pause after an accept that failed for want of something, most likely file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What answers behind a door.
+#[derive(Clone)]
+pub enum Services {
+    /// gRPC, over HTTP/2 without a word about it.
+    Grpc(GrpcServices),
+    /// HTTP/1.
+    Http(Router),
+}
+
 /// What every connection of a door gets.
 #[derive(Clone)]
 pub struct Connections {
     /// What answers.
-    pub services: GrpcServices,
+    pub services: Services,
     /// How hands are shaken; `None` for none at all.
     pub tls: Option<Arc<Tls>>,
     /// What serves them.
@@ -100,36 +112,57 @@ impl Connections {
 
 async fn run<S>(
     stream: S,
-    services: GrpcServices,
+    services: Services,
     max_age: Option<Duration>,
     peer: impl Display,
     stop: CancellationToken,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT);
-    let connection = builder
-        .serve_connection(TokioIo::new(stream), service_fn(move |request| services.clone().call(request)));
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = &mut connection => Some(ended),
-        () = come_of_age(max_age) => None,
-        () = stop.cancelled() => None,
+    let stream = TokioIo::new(stream);
+    let time_to_go = async {
+        tokio::select! {
+            () = come_of_age(max_age) => {}
+            () = stop.cancelled() => {}
+        }
     };
-    let ended = if let Some(ended) = ended {
-        ended
-    } else {
-        connection.as_mut().graceful_shutdown();
-        connection.await
+    let ended = match services {
+        Services::Grpc(services) => {
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+                .keep_alive_interval(PING_INTERVAL)
+                .keep_alive_timeout(PING_TIMEOUT);
+            let answer = service_fn(move |request| services.clone().call(request));
+            let connection = builder.serve_connection(stream, answer);
+            to_the_end(connection, http2::Connection::graceful_shutdown, time_to_go).await
+        }
+        Services::Http(router) => {
+            let connection = http1::Builder::new().serve_connection(stream, TowerToHyperService::new(router));
+            to_the_end(connection, http1::Connection::graceful_shutdown, time_to_go).await
+        }
     };
     if let Err(error) = ended {
         tracing::debug!(%peer, %error, "connection ended");
     }
+}
+
+/// Serves a connection; once it is time to go, to the end of what has begun.
+async fn to_the_end<C, T>(connection: C, go: fn(Pin<&mut C>), time_to_go: impl Future<Output = ()>) -> T
+where
+    C: Future<Output = T>,
+{
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => Some(ended),
+        () = time_to_go => None,
+    };
+    if let Some(ended) = ended {
+        return ended;
+    }
+    go(connection.as_mut());
+    connection.await
 }
 
 async fn come_of_age(max_age: Option<Duration>) {

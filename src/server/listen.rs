@@ -13,8 +13,6 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
 use super::options::Unexpected;
 
-/// Who may connect to a unix socket: the owner and the group, so that Envoy in the same pod can under its own user.
-const SOCKET_MODE: u32 = 0o660;
 /// Connections that wait to be accepted; the kernel takes less where it allows less.
 const BACKLOG: u32 = 1024;
 
@@ -70,6 +68,49 @@ impl fmt::Display for Listen {
     }
 }
 
+/// The mode of a unix socket's file (`--socket-mode`): who may connect is who may write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketMode(u32);
+
+impl SocketMode {
+    /// The owner and the group, so that Envoy in the same pod can under its own user.
+    pub const DEFAULT: Self = Self(0o660);
+}
+
+impl FromStr for SocketMode {
+    type Err = Unexpected;
+
+    fn from_str(text: &str) -> Result<Self, Unexpected> {
+        let is_octal = matches!(text.len(), 3 | 4) && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| is_octal && *mode <= 0o777);
+        // Without this bit Keyward's own health command could not get in.
+        mode.filter(|mode| mode & 0o200 != 0).map(Self).ok_or_else(|| {
+            Unexpected("three octal digits with which the owner may write, such as 0660".to_owned())
+        })
+    }
+}
+
+impl fmt::Display for SocketMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+/// How sockets are opened.
+#[derive(Debug, Clone, Copy)]
+pub struct SocketOptions {
+    /// Whether other processes that do the same can listen on the same TCP address.
+    pub reuse_port: bool,
+    /// Who may connect to a unix socket that has a file.
+    pub mode: SocketMode,
+}
+
+impl Default for SocketOptions {
+    fn default() -> Self {
+        Self { reuse_port: false, mode: SocketMode::DEFAULT }
+    }
+}
+
 /// An open socket.
 #[derive(Debug)]
 pub enum Listener {
@@ -99,12 +140,12 @@ impl Accepted {
 }
 
 impl Listener {
-    /// Opens it. With `reuse_port` other processes that do the same can listen there too.
-    pub async fn open(listen: &Listen, reuse_port: bool) -> io::Result<Self> {
+    /// Opens it.
+    pub async fn open(listen: &Listen, options: SocketOptions) -> io::Result<Self> {
         match listen {
-            Listen::Tcp(address) => Ok(Self::Tcp(tcp(*address, reuse_port)?)),
+            Listen::Tcp(address) => Ok(Self::Tcp(tcp(*address, options.reuse_port)?)),
             Listen::Unix(path) => {
-                let (listener, file) = unix(path).await?;
+                let (listener, file) = unix(path, options.mode).await?;
                 Ok(Self::Unix(listener, Some(file)))
             }
             Listen::Abstract(name) => {
@@ -207,7 +248,7 @@ fn identity(metadata: &std::fs::Metadata) -> (u64, u64) {
 }
 
 /// Listens on a unix socket. A socket file that nobody listens on any more is replaced; any other file is left alone.
-async fn unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+async fn unix(path: &Path, SocketMode(mode): SocketMode) -> io::Result<(UnixListener, SocketFile)> {
     let shown = path.display().to_string();
     if let Ok(metadata) = std::fs::symlink_metadata(path) {
         if !metadata.file_type().is_socket() {
@@ -222,7 +263,7 @@ async fn unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     }
     let finish = || {
         let listener = UnixListener::bind(path)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
         let identity = identity(&std::fs::symlink_metadata(path)?);
         Ok((listener, SocketFile { path: path.to_owned(), identity }))
     };
@@ -251,7 +292,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_accepted_connection_sends_at_once_and_notices_a_peer_that_is_gone() {
-        let listener = Listener::open(&"127.0.0.1:0".parse().unwrap(), false).await.unwrap();
+        let listener =
+            Listener::open(&"127.0.0.1:0".parse().unwrap(), SocketOptions::default()).await.unwrap();
         let Listener::Tcp(tcp) = &listener else { panic!("{listener:?}") };
         let address = tcp.local_addr().unwrap();
         let _early = TcpStream::connect(address).await.unwrap();
@@ -274,11 +316,11 @@ mod tests {
     async fn a_stale_socket_is_replaced_and_a_used_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keyward.sock");
-        let (first, file) = unix(&path).await.unwrap();
+        let (first, file) = unix(&path, SocketMode::DEFAULT).await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
-        assert_eq!(unix(&path).await.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(unix(&path, SocketMode::DEFAULT).await.unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(first);
-        let (_second, own) = unix(&path).await.unwrap();
+        let (_second, own) = unix(&path, SocketMode::DEFAULT).await.unwrap();
         // The first's process comes to its end only now.
         if file.identity != own.identity {
             file.remove();
@@ -289,11 +331,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_socket_has_the_mode_that_was_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        for (text, mode) in [("0600", 0o600), ("660", 0o660), ("0666", 0o666)] {
+            let path = folder.path().join(text);
+            let _listening = unix(&path, text.parse().unwrap()).await.unwrap();
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, mode);
+        }
+        for bad in ["", "0", "66", "0888", "1777", "00660", "0460", "-660", "+660", "rw-rw----"] {
+            assert!(bad.parse::<SocketMode>().is_err(), "{bad}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_file_that_is_no_socket_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("data");
         std::fs::write(&path, "precious").unwrap();
-        assert_eq!(unix(&path).await.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(unix(&path, SocketMode::DEFAULT).await.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
     }
 

@@ -81,13 +81,19 @@ pub struct ReloadLabels {
 pub enum Door {
     /// `--grpc-listen`
     Grpc,
+    /// `--http-listen`
+    Http,
 }
 
 impl Door {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Grpc, Self::Http];
+
     /// The label.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Grpc => "grpc",
+            Self::Http => "http",
         }
     }
 }
@@ -95,7 +101,7 @@ impl Door {
 /// Which door.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct DoorLabels {
-    /// `grpc`
+    /// `grpc` or `http`
     pub door: Door,
 }
 

@@ -208,9 +208,11 @@ impl Metrics {
             let _ = reloads.get_or_create(&ReloadLabels { result });
         }
         let tls_reload_failed = Family::<DoorLabels, Gauge>::default();
-        let _ = tls_reload_failed.get_or_create(&DoorLabels { door: Door::Grpc });
         let tls_handshakes_failed = Family::<DoorLabels, Counter>::default();
-        let _ = tls_handshakes_failed.get_or_create(&DoorLabels { door: Door::Grpc });
+        for door in Door::ALL {
+            let _ = tls_reload_failed.get_or_create(&DoorLabels { door });
+            let _ = tls_handshakes_failed.get_or_create(&DoorLabels { door });
+        }
         let build_info = Family::<BuildLabels, Gauge<i64, AtomicI64>>::default();
         build_info.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
         Self {
@@ -391,7 +393,11 @@ impl Metrics {
             "Lines of the decision log that were not written",
             self.decision_log_dropped.clone(),
         );
-        registry.register("reloads", "Reloads by SIGHUP, by result", self.reloads.clone());
+        registry.register(
+            "reloads",
+            "Reloads by SIGHUP, and changes of the cache secret's file, by result",
+            self.reloads.clone(),
+        );
         registry.register(
             "tls_reload_failed",
             "1 while the TLS files of a door can't be used and their last good version is in force",

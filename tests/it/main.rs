@@ -27,6 +27,7 @@ mod forward_auth;
 mod forward_auth_proxies;
 mod grpc_frames;
 mod house;
+mod http_tls;
 mod key_life;
 mod lifecycle;
 mod manifests;

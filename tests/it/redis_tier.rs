@@ -218,3 +218,44 @@ async fn flush_empties_memory_and_redis() {
     assert!(ask(&first, &key.secret).await.allows());
     assert_eq!(first.bcrypt_runs().await, 2);
 }
+
+/// The secret is exchanged while replicas run: first the new one is added in front, then the old one is taken out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_is_rotated_under_running_replicas_and_a_bad_file_changes_nothing() {
+    const OLD: &str = "0123456789abcdef0123456789abcdef\n";
+    const NEW: &str = "fedcba9876543210fedcba9876543210\n";
+    let rig = Rig::start().await;
+    let (first, key) = rig.warm().await;
+    let second = rig.replica().start().await;
+    let file = rig.folder.path().join("secret");
+    let reload = async |keyward: &Keyward, text: &str, result: &str| {
+        std::fs::write(&file, text).unwrap();
+        let count = async || keyward.count("keyward_reloads_total", &[("result", result)]).await;
+        let before = count().await;
+        keyward.hangup();
+        let done = eventually(async || (count().await > before).then_some(()));
+        assert!(done.await.is_some(), "{}", keyward.log());
+    };
+
+    reload(&second, "too short\n", "failed").await;
+    assert!(second.log().contains("--cache-secret-file"), "{}", second.log());
+    reload(&second, &format!("{NEW}{OLD}"), "ok").await;
+    assert!(ask(&second, &key.secret).await.allows());
+    assert_eq!(second.bcrypt_runs().await, 0, "what the old secret sealed is read on");
+
+    // By the file alone: no signal comes where Kubernetes swaps it.
+    std::fs::write(&file, NEW).unwrap();
+    let taken = eventually(async || first.log().contains("cache secrets changed").then_some(()));
+    assert!(taken.await.is_some(), "{}", first.log());
+    let other = first.create_key("ada", "other", &[]);
+    let before = rig.entries().await.len();
+    assert!(ask(&first, &other.secret).await.allows());
+    let stored = eventually(async || (rig.entries().await.len() >= before + 2).then_some(()));
+    assert!(stored.await.is_some(), "record and proof did not reach Redis");
+    assert!(ask(&second, &other.secret).await.allows());
+    assert_eq!(second.bcrypt_runs().await, 0, "what the new secret sealed is read too");
+    std::fs::write(&file, OLD).unwrap();
+    let third = rig.replica().start().await;
+    assert!(ask(&third, &other.secret).await.allows());
+    assert_eq!(third.bcrypt_runs().await, 1, "and is nothing to the old one");
+}

@@ -31,15 +31,15 @@ const TLS13: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
 const CLIENT: &str = "spiffe://example.com/ns/edge/sa/envoy";
 
 /// A Keyward's certificates, and those of its clients.
-struct Pki {
+pub(crate) struct Pki {
     folder: TempDir,
     authority: Authority,
-    ca: PathBuf,
-    server: Files,
+    pub(crate) ca: PathBuf,
+    pub(crate) server: Files,
 }
 
 impl Pki {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("keyward-tls-").tempdir().unwrap();
         let authority = Authority::new();
         let ca = authority.write(folder.path().join("ca.crt"));
@@ -47,7 +47,7 @@ impl Pki {
         Self { folder, authority, ca, server }
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 
@@ -61,12 +61,12 @@ impl Pki {
         self.tls(keyward).arg("--grpc-tls-client-ca", &shown(&self.ca))
     }
 
-    fn client(&self, names: &[&str]) -> Files {
+    pub(crate) fn client(&self, names: &[&str]) -> Files {
         self.authority.sign(names).write(self.path(), "client")
     }
 }
 
-fn shown(path: &Path) -> String {
+pub(crate) fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
