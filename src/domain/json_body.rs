@@ -4,14 +4,9 @@
 //! any reader could take for `model`. Readers that compare names without case (Go's) are taken into account.
 
 use std::borrow::Cow;
-use std::fmt;
-
-use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::body::BodyDefect;
-
-/// Deeper documents are refused: upstreams give up at very different depths.
-const MAX_DEPTH: usize = 128;
+use super::json_scan::{NotJson, Scanner};
 
 /// Longest name of a model.
 const MAX_MODEL_BYTES: usize = 512;
@@ -29,55 +24,27 @@ enum Field {
 
 const FALLBACKS: [&str; 2] = ["models", "fallbacks"];
 
+impl From<NotJson> for BodyDefect {
+    fn from(NotJson: NotJson) -> Self {
+        Self::Unreadable
+    }
+}
+
 /// Calls `each` with every model that the body names, the one in `model` first; also with fallbacks of a body without it,
 /// because path or route may name the main one.
 pub(super) fn models(bytes: &[u8], each: &mut dyn FnMut(&str)) -> Result<(), BodyDefect> {
-    if is_too_deep(bytes) {
-        return Err(BodyDefect::Unreadable);
-    }
-    // The reader does not look into strings that it ignores.
     let text = std::str::from_utf8(bytes).map_err(|_| BodyDefect::Unreadable)?;
     let mut found = Found::default();
-    let mut reader = serde_json::Deserializer::from_str(text);
-    let read = reader.deserialize_map(&mut found).and_then(|()| reader.end());
-    if let Some(defect) = found.defect {
-        return Err(defect);
+    let mut scanner = Scanner::new(text);
+    scanner.enter(b'{')?;
+    let mut is_first = true;
+    while scanner.goes_on(b'}', is_first)? {
+        is_first = false;
+        found.read_member(&mut scanner)?;
     }
-    read.map_err(|_| BodyDefect::Unreadable)?;
+    scanner.end()?;
     found.model.iter().chain(&found.fallbacks).for_each(|model| each(model));
     found.model.map(drop).ok_or(BodyDefect::NoModel)
-}
-
-/// Whether brackets outside strings are nested too deeply. Strings, which are most of a prompt, are jumped over.
-fn is_too_deep(bytes: &[u8]) -> bool {
-    let (mut rest, mut depth) = (bytes, 0_usize);
-    while let Some((byte, behind)) = rest.split_first() {
-        rest = behind;
-        match byte {
-            b'"' => rest = behind_string(behind),
-            b'{' | b'[' => {
-                depth += 1;
-                if depth > MAX_DEPTH {
-                    return true;
-                }
-            }
-            b'}' | b']' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    false
-}
-
-/// What is behind the end of a string that has begun; nothing where it does not end.
-fn behind_string(mut rest: &[u8]) -> &[u8] {
-    while let Some(at) = memchr::memchr2(b'"', b'\\', rest) {
-        match rest.get(at..) {
-            Some([b'"', behind @ ..]) => return behind,
-            Some([_, _, behind @ ..]) => rest = behind,
-            Some(_) | None => break,
-        }
-    }
-    &[]
 }
 
 #[derive(Default)]
@@ -85,54 +52,58 @@ struct Found<'a> {
     model: Option<Cow<'a, str>>,
     fallbacks: Vec<Cow<'a, str>>,
     has_fallbacks: [bool; FALLBACKS.len()],
-    /// Told apart from what `serde_json` has to say, which is only that the document is wrong.
-    defect: Option<BodyDefect>,
 }
 
-impl Found<'_> {
-    fn refuse<E: Error>(&mut self, defect: BodyDefect) -> E {
-        self.defect.get_or_insert(defect);
-        E::custom("refused")
-    }
-}
-
-impl<'de> Visitor<'de> for &mut Found<'de> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(Name(name)) = map.next_key()? {
-            match field(&name) {
-                None => {
-                    map.next_value::<IgnoredAny>()?;
+impl<'a> Found<'a> {
+    fn read_member(&mut self, scanner: &mut Scanner<'a>) -> Result<(), BodyDefect> {
+        let name = scanner.name()?.decode()?;
+        match field(&name) {
+            None => scanner.skip()?,
+            Some((_, is_exact)) if !is_exact => return Err(BodyDefect::Duplicate),
+            Some((Field::Model, _)) => {
+                if self.model.is_some() {
+                    return Err(BodyDefect::Duplicate);
                 }
-                Some((_, is_exact)) if !is_exact => return Err(self.refuse(BodyDefect::Duplicate)),
-                Some((Field::Model, _)) => {
-                    if self.model.is_some() {
-                        return Err(self.refuse(BodyDefect::Duplicate));
-                    }
-                    match map.next_value::<Text>()? {
-                        Text(Some(model)) if model.len() <= MAX_MODEL_BYTES => self.model = Some(model),
-                        Text(_) => return Err(self.refuse(BodyDefect::WrongType)),
-                    }
+                self.model = Some(model(scanner)?);
+            }
+            Some((Field::Fallbacks(which), _)) => {
+                let seen = self.has_fallbacks.get_mut(which);
+                if seen.is_none_or(|seen| std::mem::replace(seen, true)) {
+                    return Err(BodyDefect::Duplicate);
                 }
-                Some((Field::Fallbacks(which), _)) => {
-                    let seen = self.has_fallbacks.get_mut(which);
-                    if seen.is_none_or(|seen| std::mem::replace(seen, true)) {
-                        return Err(self.refuse(BodyDefect::Duplicate));
-                    }
-                    match map.next_value::<List>()? {
-                        List(Some(models)) => self.fallbacks.extend(models),
-                        List(None) => return Err(self.refuse(BodyDefect::WrongType)),
-                    }
-                }
+                self.read_fallbacks(scanner)?;
             }
         }
         Ok(())
     }
+
+    fn read_fallbacks(&mut self, scanner: &mut Scanner<'a>) -> Result<(), BodyDefect> {
+        if scanner.peek() != Some(b'[') {
+            scanner.skip()?;
+            return Err(BodyDefect::WrongType);
+        }
+        scanner.enter(b'[')?;
+        let mut count = 0;
+        while scanner.goes_on(b']', count == 0)? {
+            count += 1;
+            let model = model(scanner)?;
+            if count > MAX_FALLBACKS {
+                return Err(BodyDefect::WrongType);
+            }
+            self.fallbacks.push(model);
+        }
+        Ok(())
+    }
+}
+
+/// The name of a model: a text that is not too long.
+fn model<'a>(scanner: &mut Scanner<'a>) -> Result<Cow<'a, str>, BodyDefect> {
+    if scanner.peek() != Some(b'"') {
+        scanner.skip()?;
+        return Err(BodyDefect::WrongType);
+    }
+    let model = scanner.text()?.decode()?;
+    if model.len() > MAX_MODEL_BYTES { Err(BodyDefect::WrongType) } else { Ok(model) }
 }
 
 /// Which field a name is to the most generous reader, and whether it is spelled as it should be.
@@ -153,115 +124,6 @@ fn folds_to(name: &str, field: &str) -> bool {
         other => other.to_ascii_lowercase(),
     });
     folded.eq(field.chars())
-}
-
-/// A name, borrowed where it has no escapes.
-struct Name<'a>(Cow<'a, str>);
-
-impl<'de: 'a, 'a> serde::Deserialize<'de> for Name<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct NameVisitor;
-        impl<'de> Visitor<'de> for NameVisitor {
-            type Value = Name<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a name")
-            }
-            fn visit_borrowed_str<E: Error>(self, name: &'de str) -> Result<Self::Value, E> {
-                Ok(Name(Cow::Borrowed(name)))
-            }
-            fn visit_str<E: Error>(self, name: &str) -> Result<Self::Value, E> {
-                Ok(Name(Cow::Owned(name.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(NameVisitor)
-    }
-}
-
-/// A string, borrowed where it has no escapes, or `None` for any other value.
-struct Text<'a>(Option<Cow<'a, str>>);
-
-/// A list of strings, or `None` for any other value.
-struct List<'a>(Option<Vec<Cow<'a, str>>>);
-
-macro_rules! visit_others {
-    ($none:expr) => {
-        fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-            Ok($none)
-        }
-        fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-            Ok($none)
-        }
-        fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-            Ok($none)
-        }
-        fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-            Ok($none)
-        }
-        fn visit_unit<E>(self) -> Result<Self::Value, E> {
-            Ok($none)
-        }
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a value")
-        }
-    };
-}
-
-impl<'de: 'a, 'a> serde::Deserialize<'de> for Text<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextVisitor;
-        impl<'de> Visitor<'de> for TextVisitor {
-            type Value = Text<'de>;
-            visit_others!(Text(None));
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Text(Some(Cow::Borrowed(text))))
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Text(Some(Cow::Owned(text.to_owned()))))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-                while items.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Text(None))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Text(None))
-            }
-        }
-        deserializer.deserialize_any(TextVisitor)
-    }
-}
-
-impl<'de: 'a, 'a> serde::Deserialize<'de> for List<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ListVisitor;
-        impl<'de> Visitor<'de> for ListVisitor {
-            type Value = List<'de>;
-            visit_others!(List(None));
-            fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
-                Ok(List(None))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-                let mut models = Some(Vec::new());
-                while let Some(Text(text)) = items.next_element()? {
-                    models = match (models, text) {
-                        (Some(mut models), Some(text))
-                            if text.len() <= MAX_MODEL_BYTES && models.len() < MAX_FALLBACKS =>
-                        {
-                            models.push(text);
-                            Some(models)
-                        }
-                        _ => None,
-                    };
-                }
-                Ok(List(models))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(List(None))
-            }
-        }
-        deserializer.deserialize_any(ListVisitor)
-    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ pub mod explain;
 pub mod freshness;
 pub mod hash;
 mod json_body;
+mod json_scan;
 pub mod key;
 pub mod key_format;
 pub mod limit;

@@ -8,6 +8,7 @@
 )]
 
 mod admission;
+mod allocations;
 mod bad_rows;
 mod caches;
 mod change_feed;
