@@ -18,7 +18,7 @@ demo: ## Watch Keyward answer a real Envoy (needs Rust and Python only)
 	@python3 scripts/demo.py --keyward "$(abspath $(TARGET_DIR))/debug/keyward"
 
 .PHONY: test
-test: tools ## Run all tests, or those whose name holds T: make test T=denials
+test: tools $(if $(T),,guard) ## Run all tests, or those whose name holds T: make test T=denials
 	@if cargo nextest --version >/dev/null 2>&1; then \
 		cargo nextest run --locked --no-fail-fast $(T); \
 	else \
@@ -58,8 +58,16 @@ fmt-check: ## Fail where the code is not formatted
 	@cargo fmt --check
 
 .PHONY: bench
-bench: ## Run the benchmarks
-	@cargo bench --locked
+bench: ## Measure, and write docs/performance.md with its plots; or parts of it: make bench B="hot memory"
+	@scripts/install-tools.sh envoy redis postgres h2load valgrind
+	@cargo build --release --locked --bin keyward
+	@python3 scripts/bench $(B)
+
+.PHONY: guard
+guard: ## Fail where a hot check takes 5 % more instructions than recorded (a part of make test; RECORD=1 records it)
+	@scripts/install-tools.sh h2load valgrind
+	@cargo build --release --locked --bin keyward
+	@python3 scripts/bench guard $(if $(RECORD),record)
 
 .PHONY: timing
 timing: ## Measure whether time tells an unknown key prefix from a wrong secret
@@ -91,5 +99,5 @@ check: ## All that CI asks for
 	@.ci/run
 
 .PHONY: tools
-tools: ## Install Envoy, Redis, PostgreSQL, PgBouncer, nginx, promtool, kubectl and the SDKs where they are missing
+tools: ## Install Envoy, Redis, PostgreSQL, PgBouncer, nginx, valgrind, h2load, promtool, kubectl and the SDKs where they are missing
 	@scripts/install-tools.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests and the demo need and this machine lacks; does nothing where all is there.
 #
-#   scripts/install-tools.sh [envoy] [redis] [postgres] [pgbouncer] [nginx] [promtool] [sdks] [manifests]
+#   scripts/install-tools.sh [envoy] [redis] [postgres] [pgbouncer] [nginx] [h2load] [valgrind] [promtool] [sdks] [manifests]
 #   scripts/install-tools.sh deny | mutants
 #   without arguments: all of the first line; the second line's are built from source, which takes minutes
 #
@@ -18,7 +18,7 @@ deny_version=0.20.2
 mutants_version=27.1.0
 
 main() {
-    (($#)) || set -- envoy redis postgres pgbouncer nginx promtool sdks manifests
+    (($#)) || set -- envoy redis postgres pgbouncer nginx h2load valgrind promtool sdks manifests
     local packages=() wants_manifests='' tool
     for tool in "$@"; do
         case $tool in
@@ -28,6 +28,8 @@ main() {
             pgbouncer) command -v pgbouncer >/dev/null || packages+=(pgbouncer) ;;
             # The smallest of Debian's, which has auth_request.
             nginx) has_nginx || packages+=(nginx-light) ;;
+            h2load) command -v h2load >/dev/null || packages+=(nghttp2-client) ;;
+            valgrind) command -v valgrind >/dev/null || packages+=(valgrind) ;;
             promtool) install_promtool ;;
             sdks) install_sdks ;;
             deny) install_crate cargo-deny "$deny_version" ;;
@@ -36,7 +38,7 @@ main() {
                 command -v npm >/dev/null || packages+=(npm)
                 wants_manifests=1
                 ;;
-            *) fail "unknown tool '$tool'; known are envoy, redis, postgres, pgbouncer, nginx, promtool, sdks, manifests, deny, mutants" ;;
+            *) fail "unknown tool '$tool'; known are envoy, redis, postgres, pgbouncer, nginx, h2load, valgrind, promtool, sdks, manifests, deny, mutants" ;;
         esac
     done
     if ((${#packages[@]})); then

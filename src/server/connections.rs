@@ -5,6 +5,7 @@
 //! begun is answered, and the client opens another connection for what comes next. Nothing here ever cuts off a request.
 
 use std::fmt::Display;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use super::grpc::GrpcServices;
 use super::listen::{Accepted, Listener};
 use super::tls::Tls;
+use super::wire::Wire;
 use super::workers::Workers;
 
 /// Checks that one connection may have open: Envoy opens that many.
@@ -119,6 +121,7 @@ async fn run<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let (stream, wire) = Wire::pair(stream);
     let stream = TokioIo::new(stream);
     let time_to_go = async {
         tokio::select! {
@@ -136,11 +139,11 @@ async fn run<S>(
                 .keep_alive_timeout(PING_TIMEOUT);
             let answer = service_fn(move |request| services.clone().call(request));
             let connection = builder.serve_connection(stream, answer);
-            to_the_end(connection, http2::Connection::graceful_shutdown, time_to_go).await
+            to_the_end(connection, &wire, http2::Connection::graceful_shutdown, time_to_go).await
         }
         Services::Http(router) => {
             let connection = http1::Builder::new().serve_connection(stream, TowerToHyperService::new(router));
-            to_the_end(connection, http1::Connection::graceful_shutdown, time_to_go).await
+            to_the_end(connection, &wire, http1::Connection::graceful_shutdown, time_to_go).await
         }
     };
     if let Err(error) = ended {
@@ -149,20 +152,26 @@ async fn run<S>(
 }
 
 /// Serves a connection; once it is time to go, to the end of what has begun.
-async fn to_the_end<C, T>(connection: C, go: fn(Pin<&mut C>), time_to_go: impl Future<Output = ()>) -> T
+async fn to_the_end<C, S, T>(
+    connection: C,
+    wire: &Wire<S>,
+    go: fn(Pin<&mut C>),
+    time_to_go: impl Future<Output = ()>,
+) -> T
 where
     C: Future<Output = T>,
+    S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
-        ended = &mut connection => Some(ended),
+        ended = poll_fn(|context| wire.turn(connection.as_mut(), context)) => Some(ended),
         () = time_to_go => None,
     };
     if let Some(ended) = ended {
         return ended;
     }
     go(connection.as_mut());
-    connection.await
+    poll_fn(|context| wire.turn(connection.as_mut(), context)).await
 }
 
 async fn come_of_age(max_age: Option<Duration>) {

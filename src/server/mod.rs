@@ -28,4 +28,5 @@ pub mod request;
 pub mod response;
 pub mod tls;
 pub mod watch;
+mod wire;
 pub mod workers;

@@ -5,6 +5,7 @@
 
 pub(crate) mod certificates;
 pub(crate) mod collector;
+pub(crate) mod door;
 pub(crate) mod envoy;
 pub(crate) mod grpc;
 pub(crate) mod http;

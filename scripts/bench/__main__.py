@@ -1,0 +1,61 @@
+"""Measures a release build of Keyward and writes docs/performance.md.
+
+    make bench                    all parts
+    make bench B="hot memory"     some of them
+    make guard                    fails where a hot check takes more instructions than recorded (RECORD=1 records it)
+"""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.dont_write_bytecode = True
+# Not there by itself under PYTHONSAFEPATH.
+sys.path.insert(0, str(Path(__file__).parent))
+
+import bcrypt_candidates
+import cold
+import envoy
+import hot
+import instructions
+import memory
+import page
+from servers import ROOT
+
+PARTS = {
+    "instructions": (instructions.instructions, ["what", "instructions", "of the constant server's"]),
+    "hot": (hot.against_constant, ["connections × streams", "CPU, Keyward / constant", "spread of the pairs",
+                                   "constant / itself", "checks a second, Keyward / constant", "CPU a check"]),
+    "envoy": (envoy.through_envoy, ["filter", "throughput / with the constant server", "spread", "requests a second"]),
+    "cold": (cold.cold_paths, ["first check of a key", "takes", "of that"]),
+    "bcrypt": (bcrypt_candidates.compare, ["cost", "Keyward's", "libxcrypt", "Keyward's / libxcrypt"]),
+    "start": (cold.starts, ["store", "exec to ready, median", "range"]),
+    "memory": (memory.for_each_key, ["hot keys", "idle", "with them", "each"]),
+    "growth": (memory.growth, ["keys in Postgres", "first check", "query"]),
+}
+
+
+def main():
+    wanted = sys.argv[1:] or list(PARTS)
+    for tool, package in (("valgrind", "valgrind"), ("h2load", "nghttp2-client")):
+        if not shutil.which(tool):
+            raise SystemExit(f"bench: {tool} is missing: scripts/install-tools.sh {tool} (Debian: {package})")
+    if wanted[0] == "guard":
+        return instructions.guard(record="record" in wanted)
+    unknown = [part for part in wanted if part not in PARTS]
+    if unknown:
+        raise SystemExit(f"bench: there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    began = time.monotonic()
+
+    def say(text):
+        print(f"{time.monotonic() - began:6.0f} s  {text}", flush=True)
+
+    for part in wanted:
+        measure, head = PARTS[part]
+        page.write(part, head, measure(say))
+    say(f"written: {page.PAGE.relative_to(ROOT)}")
+
+
+main()
