@@ -30,6 +30,12 @@ truth: tools ## Prove the revocation bound: simulation, model, mutants, and thre
 	@KEYWARD_TRUTH_SEEDS=1000 KEYWARD_TRUTH_ROUNDS=$(or $(ROUNDS),4) \
 		cargo test --locked --quiet --test it -- truth:: --nocapture --test-threads 1
 
+.PHONY: faults
+faults: tools ## Break everything around three replicas under load, judge all answers, write docs/reliability.md (FAULT="X3 X21", SEED=n)
+	@KEYWARD_FAULTS="$(or $(FAULT),all)" $(if $(SEED),KEYWARD_FAULTS_SEED=$(SEED)) \
+		$(if $(FAULT)$(SEED),,KEYWARD_FAULTS_WRITE="$$(date -u +%F), $$(nproc) shared cores, commit $$(git rev-parse --short HEAD): make faults") \
+		cargo test --locked --quiet --test it -- faults::run --nocapture
+
 .PHONY: sdk-test
 sdk-test: ## Let the OpenAI, Anthropic and Google SDKs meet every refusal, through a real Envoy
 	@scripts/install-tools.sh envoy postgres sdks

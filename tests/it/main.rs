@@ -23,6 +23,7 @@ mod deny_list;
 mod endpoint_corpus;
 mod endpoint_paths;
 mod envoy_config;
+mod faults;
 mod feed_triggers;
 mod forward_auth;
 mod forward_auth_proxies;

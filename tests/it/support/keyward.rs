@@ -297,6 +297,11 @@ impl Keyward {
         self.process.signal(Signal::CONT);
     }
 
+    /// Ends it where it stands (SIGKILL).
+    pub(crate) fn kill(&self) {
+        self.process.signal(Signal::KILL);
+    }
+
     /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
         self.process.terminate();

@@ -7,6 +7,8 @@ use std::time::Duration;
 use redis::Value;
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::eventually;
+
 /// How long a server may take to come up on a busy machine.
 const START: Duration = Duration::from_secs(20);
 
@@ -28,6 +30,10 @@ impl Redis {
     pub(crate) fn stopped() -> Self {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).unwrap().port();
         Self { port, folder: tempfile::tempdir().unwrap(), server: None }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     pub(crate) fn url(&self) -> String {
@@ -78,6 +84,25 @@ impl Redis {
     /// Goes on after [`Redis::freeze`].
     pub(crate) fn resume(&self) {
         self.signal(Signal::CONT);
+    }
+
+    /// Takes its folder away, so that it can't save; after that it takes no writes. Give the folder back to restart it.
+    pub(crate) async fn break_saving(&self) {
+        std::fs::remove_dir_all(self.folder.path()).unwrap();
+        self.command(&["CONFIG", "SET", "save", "3600 1"]).await;
+        self.command(&["CONFIG", "SET", "stop-writes-on-bgsave-error", "yes"]).await;
+        self.command(&["BGSAVE"]).await;
+        let failed = eventually(async || {
+            let said = self.command(&["INFO", "persistence"]).await;
+            format!("{said:?}").contains("rdb_last_bgsave_status:err").then_some(())
+        });
+        assert!(failed.await.is_some(), "Redis can save without a folder");
+    }
+
+    /// After [`Redis::break_saving`].
+    pub(crate) async fn mend_saving(&self) {
+        std::fs::create_dir_all(self.folder.path()).unwrap();
+        self.command(&["CONFIG", "SET", "stop-writes-on-bgsave-error", "no"]).await;
     }
 
     /// Runs one command on a connection of its own.

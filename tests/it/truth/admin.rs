@@ -205,6 +205,11 @@ impl Admin {
         admin
     }
 
+    /// Goes on in another session, where the one that it had is gone.
+    pub(crate) fn go_on_in(&mut self, session: Client) {
+        self.session = session;
+    }
+
     /// Aims the slot at a key that does not exist yet.
     fn new_row(&mut self, slot: usize) -> Row {
         let row = Row::new(slot, self.keys);

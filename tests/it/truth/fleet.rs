@@ -25,7 +25,7 @@ pub(crate) const SLOTS: usize = 8;
 /// From one probe of a key on a replica to the next one. Two cores answer about this many.
 const PERIOD: Duration = Duration::from_millis(5);
 
-const DATABASE: &str = "platform";
+pub(crate) const DATABASE: &str = "platform";
 
 /// Where there is no feed, so that a run without one ends too.
 const TTL: Duration = Duration::from_millis(500);
@@ -47,10 +47,32 @@ pub(crate) enum Freshness {
     Ttl,
 }
 
+/// What a fleet is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Replica 0 has short settings, the others the shipped ones; each slot is probed every few milliseconds.
+    Truth,
+    /// All have the short settings and reach Redis through a proxy; latency is measured, so they are asked less often.
+    Faults,
+}
+
+impl Purpose {
+    fn is_short(self, replica: usize) -> bool {
+        self == Self::Faults || replica == 0
+    }
+
+    fn period(self) -> Duration {
+        match self {
+            Self::Truth => PERIOD,
+            Self::Faults => PERIOD * 8,
+        }
+    }
+}
+
 impl Freshness {
     /// What a replica promises with the settings that [`Fleet::start`] gives it.
-    fn bounds(self, replica: usize) -> Bounds {
-        let (lease, grace) = if replica == 0 { (SHORT_LEASE, SHORT_GRACE) } else { (LEASE, GRACE) };
+    fn bounds(self, is_short: bool) -> Bounds {
+        let (lease, grace) = if is_short { (SHORT_LEASE, SHORT_GRACE) } else { (LEASE, GRACE) };
         match self {
             Self::Feed => Bounds {
                 healthy: micros(lease),
@@ -152,10 +174,11 @@ impl Slots {
         authorizer: Authorizer,
         replica: usize,
         slot: usize,
+        period: Duration,
         stop: CancellationToken,
     ) -> Vec<Probe> {
         let mut probes = Vec::new();
-        let mut tick = interval(PERIOD);
+        let mut tick = interval(period);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !stop.is_cancelled() {
             tick.tick().await;
@@ -194,22 +217,25 @@ pub(crate) struct Replica {
 pub(crate) struct Fleet {
     pub(crate) replicas: Vec<Replica>,
     pub(crate) redis: Redis,
+    /// Used where faults are what it is for.
+    pub(crate) redis_proxy: Proxy,
     pub(crate) postgres: Postgres,
     pub(crate) freshness: Freshness,
+    purpose: Purpose,
     pub(crate) clock: Clock,
     pub(crate) slots: Arc<Slots>,
-    _folder: TempDir,
+    folder: TempDir,
     probing: JoinSet<Vec<Probe>>,
     stop: CancellationToken,
 }
 
 impl Fleet {
     /// All processes, ready, on tables without rows. Nothing is probed yet.
-    pub(crate) async fn start() -> Self {
+    pub(crate) async fn start(purpose: Purpose) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let secret = folder.path().join("secret");
-        std::fs::write(&secret, "0123456789abcdef0123456789abcdef\n").unwrap();
+        std::fs::write(folder.path().join("secret"), "0123456789abcdef0123456789abcdef\n").unwrap();
         let redis = Redis::start().await;
+        let redis_proxy = Proxy::start(redis.port()).await;
         let postgres = Postgres::start().await;
         postgres.create_database(DATABASE).await;
         let has_feed = {
@@ -217,40 +243,55 @@ impl Fleet {
             migrating.cli_ok(&["migrate"]);
             String::from_utf8(migrating.cli_ok(&["serve", "--help"])).unwrap().contains("--lease")
         };
-        let mut replicas = Vec::new();
+        let freshness = if has_feed { Freshness::Feed } else { Freshness::Ttl };
+        let clock = Clock(Instant::now());
+        let slots = Arc::new(Slots::new(clock));
+        let mut fleet = Self {
+            replicas: Vec::new(),
+            redis,
+            redis_proxy,
+            postgres,
+            freshness,
+            purpose,
+            clock,
+            slots,
+            folder,
+            probing: JoinSet::new(),
+            stop: CancellationToken::new(),
+        };
         for replica in 0..REPLICAS {
-            let proxy = Proxy::start(postgres.port()).await;
-            let store = format!("postgres://postgres@127.0.0.1:{}/{DATABASE}", proxy.port());
-            let builder = Keyward::new().store(&store).redis(&redis.url(), &secret);
-            let keyward = settings(builder, replica, has_feed).start().await;
+            let proxy = Proxy::start(fleet.postgres.port()).await;
+            let keyward = fleet.builder(replica, &proxy).start().await;
             if has_feed {
                 let said = eventually(async || {
                     let said = keyward.admin("/readyz").await.text();
                     said.starts_with("ready: change feed").then_some(())
                 });
-                assert!(
-                    said.await.is_some(),
-                    "there is a change feed and it is not used:\n{}",
-                    keyward.log()
-                );
+                let log = keyward.log();
+                assert!(said.await.is_some(), "there is a change feed and it is not used:\n{log}");
             }
             let authorizer = Authorizer::connect(keyward.grpc_addr()).await;
-            replicas.push(Replica { keyward, proxy, authorizer });
+            fleet.replicas.push(Replica { keyward, proxy, authorizer });
         }
-        let clock = Clock(Instant::now());
-        let slots = Arc::new(Slots::new(clock));
-        let freshness = if has_feed { Freshness::Feed } else { Freshness::Ttl };
-        Self {
-            replicas,
-            redis,
-            postgres,
-            freshness,
-            clock,
-            slots,
-            _folder: folder,
-            probing: JoinSet::new(),
-            stop: CancellationToken::new(),
-        }
+        fleet
+    }
+
+    fn builder(&self, replica: usize, proxy: &Proxy) -> Builder {
+        let store = format!("postgres://postgres@127.0.0.1:{}/{DATABASE}", proxy.port());
+        let redis = match self.purpose {
+            Purpose::Truth => self.redis.url(),
+            Purpose::Faults => format!("redis://127.0.0.1:{}", self.redis_proxy.port()),
+        };
+        let builder = Keyward::new().store(&store).redis(&redis, &self.folder.path().join("secret"));
+        settings(builder, self.purpose.is_short(replica), self.freshness)
+    }
+
+    /// Kills a sidecar (SIGKILL) and starts another one in its place.
+    pub(crate) async fn replace(&mut self, replica: usize) {
+        let Replica { keyward, proxy, .. } = &self.replicas[replica];
+        let builder = self.builder(replica, proxy).at(keyward.grpc_addr(), keyward.admin_addr());
+        keyward.kill();
+        self.replicas[replica].keyward = builder.start().await;
     }
 
     /// A session that goes through no proxy.
@@ -259,7 +300,7 @@ impl Fleet {
     }
 
     pub(crate) fn bounds(&self) -> Vec<Bounds> {
-        (0..REPLICAS).map(|replica| self.freshness.bounds(replica)).collect()
+        (0..REPLICAS).map(|replica| self.freshness.bounds(self.purpose.is_short(replica))).collect()
     }
 
     /// Starts to probe; every slot has to be aimed by now.
@@ -267,7 +308,8 @@ impl Fleet {
         for (index, replica) in self.replicas.iter().enumerate() {
             for slot in 0..SLOTS {
                 let slots = Arc::clone(&self.slots);
-                let probing = slots.probe_on(replica.authorizer.clone(), index, slot, self.stop.clone());
+                let (authorizer, stop) = (replica.authorizer.clone(), self.stop.clone());
+                let probing = slots.probe_on(authorizer, index, slot, self.purpose.period(), stop);
                 self.probing.spawn(probing);
             }
         }
@@ -284,13 +326,13 @@ impl Fleet {
     }
 }
 
-fn settings(builder: Builder, replica: usize, has_feed: bool) -> Builder {
+fn settings(builder: Builder, is_short: bool, freshness: Freshness) -> Builder {
     // Only sha256 is proven here, so that a check that takes a second is one that can't be decided.
     let builder = builder.arg("--check-timeout", "1s");
-    if !has_feed {
+    if freshness == Freshness::Ttl {
         return builder.arg("--record-ttl-without-feed", &format!("{}ms", TTL.as_millis()));
     }
-    if replica != 0 {
+    if !is_short {
         return builder;
     }
     let seconds = |duration: Duration| format!("{}s", duration.as_secs());

@@ -1,12 +1,12 @@
 //! The revocation bound, proven: a simulation, an exhaustive model, and real processes whose history is judged.
 
-mod admin;
-mod fleet;
-mod history;
+pub(crate) mod admin;
+pub(crate) mod fleet;
+pub(crate) mod history;
 mod history_tests;
 mod model;
 mod model_runs;
-mod proxy;
+pub(crate) mod proxy;
 mod real;
 mod report;
 mod simulation;

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -22,6 +23,19 @@ pub(crate) enum Mode {
     Blackhole,
     /// Open connections are closed, new ones are closed at once.
     Refuse,
+    /// What clients send arrives this much later.
+    Delay(Duration),
+    /// Replies are cut off after so many bytes of each piece, and the connection with them.
+    Cut(usize),
+    /// Replies are bytes that no server would send.
+    Garble(&'static [u8]),
+}
+
+impl Mode {
+    /// Whether anything comes through, whatever becomes of it.
+    fn passes(self) -> bool {
+        !matches!(self, Self::Blackhole | Self::Refuse)
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -33,7 +47,7 @@ struct Rules {
 
 impl Rules {
     fn pass(&self, port: u16) -> bool {
-        self.mode == Mode::Pass && !self.silent.contains(&port)
+        self.mode.passes() && !self.silent.contains(&port)
     }
 }
 
@@ -132,7 +146,7 @@ async fn forward(
     mut rules: watch::Receiver<Rules>,
     ports: Arc<Mutex<BTreeSet<u16>>>,
 ) {
-    if rules.wait_for(|rules| rules.mode == Mode::Pass).await.is_err() {
+    if rules.wait_for(|rules| rules.mode.passes()).await.is_err() {
         return;
     }
     let Ok(upstream) = TcpStream::connect(to).await else { return };
@@ -146,20 +160,47 @@ async fn forward(
     let (from_client, to_client) = downstream.into_split();
     let (from_server, to_server) = upstream.into_split();
     tokio::join!(
-        pump(from_client, to_server, rules.clone(), port),
-        pump(from_server, to_client, rules, port),
+        pump(from_client, to_server, rules.clone(), port, Direction::ToServer),
+        pump(from_server, to_client, rules, port, Direction::ToClient),
     );
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    ToServer,
+    ToClient,
+}
+
 /// One direction, to its end. The end too is held back by a silence.
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut rules: watch::Receiver<Rules>, port: u16) {
+async fn pump(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut rules: watch::Receiver<Rules>,
+    port: u16,
+    direction: Direction,
+) {
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let length = from.read(&mut buffer).await.unwrap_or(0);
-        if rules.wait_for(|rules| rules.pass(port)).await.is_err() {
-            return;
-        }
-        let written = to.write_all(&buffer[..length]).await;
+        let mode = match rules.wait_for(|rules| rules.pass(port)).await {
+            Ok(rules) => rules.mode,
+            Err(_) => return,
+        };
+        let piece = &buffer[..length];
+        let written = match (mode, direction) {
+            (Mode::Delay(time), Direction::ToServer) => {
+                tokio::time::sleep(time).await;
+                to.write_all(piece).await
+            }
+            (Mode::Garble(bytes), Direction::ToClient) if length > 0 => to.write_all(bytes).await,
+            (Mode::Cut(at), Direction::ToClient) if length > at => {
+                let _ = to.write_all(&piece[..at]).await;
+                // Both halves have to go, so that the connection is reset and not only ended.
+                let _ = to.shutdown().await;
+                return;
+            }
+            _ => to.write_all(piece).await,
+        };
         if length == 0 || written.is_err() {
             // The other side may be gone already.
             let _ = to.shutdown().await;
@@ -171,8 +212,6 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut rules: watch:
 /// A server that says back what it hears, and a proxy before it.
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::support::eventually;
 
@@ -230,6 +269,19 @@ mod tests {
         assert!(connect(&proxy).await.read_u8().await.is_err());
         proxy.switch(Mode::Pass);
         assert_eq!(say(&mut connect(&proxy).await, 2).await, Some(2));
+    }
+
+    #[tokio::test]
+    async fn replies_are_cut_off_or_replaced() {
+        let proxy = echo().await;
+        let mut client = connect(&proxy).await;
+        proxy.switch(Mode::Garble(b"?"));
+        assert_eq!(say(&mut client, 1).await, Some(b'?'));
+        proxy.switch(Mode::Cut(1));
+        client.write_all(&[1, 2, 3]).await.unwrap();
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, [1]);
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use tokio::time::{Instant, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::admin::{Admin, Form, Return};
-use super::fleet::{Fleet, Freshness, REPLICAS, SHORT_GRACE, SLOTS, ask, micros, request};
+use super::fleet::{Fleet, Freshness, Purpose, REPLICAS, SHORT_GRACE, SLOTS, ask, micros, request};
 use super::history::{History, Interval, Micros, Outcome, Probe, RECOVERY, State};
 use super::proxy::Mode;
 use super::report::{Phase, Report};
@@ -111,7 +111,7 @@ async fn no_replica_allows_a_revoked_key_past_the_bound_whatever_happens_to_its_
 
 impl Run {
     async fn start() -> Self {
-        let mut fleet = Fleet::start().await;
+        let mut fleet = Fleet::start(Purpose::Truth).await;
         let admin = Admin::start(fleet.session().await, fleet.clock, fleet.slots.clone()).await;
         fleet.start_probing();
         let mut run = Self {
