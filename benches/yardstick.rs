@@ -21,6 +21,7 @@ use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use hyper::HeaderMap;
 use keyward::clock;
 use keyward::domain::decision::Decision;
+use keyward::server::answer::Answer;
 use keyward::server::check_view::CheckView;
 use keyward::server::door::{Begun, Door};
 use keyward::server::options::ClientIpSource;
@@ -106,7 +107,7 @@ fn steps(step: &str, times: u32, check: &str, store: &str) {
         }),
         "encode" => repeat(&|| {
             let answer = door.finish(&checked, Some(black_box(&inbound)), now.instant, &Span::none());
-            black_box(answer.map(|answer| answer.into_grpc()).unwrap_or_default());
+            black_box(answer.map(Answer::into_grpc).unwrap_or_default());
         }),
         other => panic!("there is no step {other}"),
     }
@@ -118,7 +119,7 @@ async fn hot_door(store: &str, message: &[u8]) -> Door {
     let view = CheckView::read(message).unwrap();
     let inbound = Inbound::read(&view, &HeaderMap::new(), &ClientIpSource::Peer).unwrap();
     if let Begun::Open(presented) = door.begin(Some(&inbound), clock::now()) {
-        door.ask(&presented, &inbound, Duration::from_secs(60), &Span::none()).await;
+        door.ask(&presented, &inbound, Duration::from_mins(1), &Span::none()).await;
     }
     door
 }

@@ -28,6 +28,20 @@ use super::workers::Workers;
 
 /// Checks that one connection may have open: Envoy opens that many.
 const MAX_CONCURRENT_STREAMS: u32 = 1024;
+/// How large the headers of a call may be, in bytes: Envoy sends some hundred, and more where it hands on a caller's trace.
+const MAX_HEADER_LIST: u32 = 16 << 10;
+/// What a connection, or one call of it, may send ahead of being read, in bytes: a check with a body of a mebibyte.
+const WINDOW: u32 = 1 << 20;
+/// Answers to one call that may wait for its peer, in bytes: an allow is a few kibibytes.
+const MAX_SEND_BUFFER: usize = 64 << 10;
+/// Calls that a peer may open and reset before they are looked at; more end the connection (CVE-2023-44487).
+const MAX_RESETS: usize = 20;
+/// Calls that we may have to reset for errors of the peer; more end the connection.
+const MAX_ERRORS: usize = 256;
+/// How long a peer may take to say that it speaks HTTP/2, and how much of that has to be there: the preface and the head of
+/// its settings. From then on it is asked whether it is still there.
+const HELLO: Duration = Duration::from_secs(10);
+const HELLO_LENGTH: usize = 24 + 9;
 /// How often a peer is asked over HTTP/2 whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long it may take to answer.
@@ -135,11 +149,22 @@ async fn run<S>(
             builder
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+                .max_header_list_size(MAX_HEADER_LIST)
+                .initial_connection_window_size(WINDOW)
+                .initial_stream_window_size(WINDOW)
+                .max_send_buf_size(MAX_SEND_BUFFER)
+                .max_pending_accept_reset_streams(MAX_RESETS)
+                .max_local_error_reset_streams(MAX_ERRORS)
                 .keep_alive_interval(PING_INTERVAL)
                 .keep_alive_timeout(PING_TIMEOUT);
             let answer = service_fn(move |request| services.clone().call(request));
             let connection = builder.serve_connection(stream, answer);
-            to_the_end(connection, &wire, http2::Connection::graceful_shutdown, time_to_go).await
+            let served = to_the_end(connection, &wire, http2::Connection::graceful_shutdown, time_to_go);
+            tokio::select! {
+                biased;
+                ended = served => ended,
+                () = no_hello(&wire) => return tracing::debug!(%peer, "a client has not said that it speaks HTTP/2"),
+            }
         }
         Services::Http(router) => {
             let connection = http1::Builder::new().serve_connection(stream, TowerToHyperService::new(router));
@@ -172,6 +197,14 @@ where
     }
     go(connection.as_mut());
     poll_fn(|context| wire.turn(connection.as_mut(), context)).await
+}
+
+/// Ends where a peer has not said hello in time, and never otherwise.
+async fn no_hello<S: AsyncRead + AsyncWrite + Unpin>(wire: &Wire<S>) {
+    tokio::time::sleep(HELLO).await;
+    if wire.heard() >= HELLO_LENGTH {
+        std::future::pending::<()>().await;
+    }
 }
 
 async fn come_of_age(max_age: Option<Duration>) {

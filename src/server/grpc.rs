@@ -71,34 +71,24 @@ impl GrpcServices {
         })
     }
 
-    /// The one message of a call.
-    async fn receive(&self, mut body: Incoming) -> Result<Bytes, Status> {
+    /// The one message of a call. Until it is whole it is only waited for, so there is an end to that.
+    async fn receive(&self, body: Incoming) -> Result<Bytes, Status> {
+        let whole = timeout(ARRIVAL, self.gather(body)).await;
+        unframe(whole.map_err(|_| Status::deadline_exceeded("the message did not arrive in time"))??)
+    }
+
+    async fn gather(&self, mut body: Incoming) -> Result<Bytes, Status> {
         let limit = self.max_bytes.saturating_add(HEAD);
         let Some(first) = next_data(&mut body).await? else {
             return Err(Status::internal("the call has no message"));
         };
         // Nearly always the whole of it, and then nothing is copied.
-        let whole = if body.is_end_stream() {
-            first
-        } else {
-            let rest = async {
-                let mut whole = first.to_vec();
-                while let Some(more) = next_data(&mut body).await? {
-                    whole.extend_from_slice(&more);
-                    if whole.len() > limit {
-                        break;
-                    }
-                }
-                Ok::<_, Status>(Bytes::from(whole))
-            };
-            Box::pin(timeout(ARRIVAL, rest))
-                .await
-                .map_err(|_| Status::deadline_exceeded("the message did not arrive in time"))??
-        };
+        let whole =
+            if body.is_end_stream() { first } else { Box::pin(rest(first, &mut body, limit)).await? };
         if whole.len() > limit {
             return Err(Status::out_of_range("the message is larger than --max-check-bytes"));
         }
-        unframe(whole)
+        Ok(whole)
     }
 
     /// The key, where something has to be asked about it.
@@ -146,6 +136,18 @@ struct Open {
     key: PresentedKey,
     span: Span,
     began: Instant,
+}
+
+/// A message in several pieces, up to the first one that is too many.
+async fn rest(first: Bytes, body: &mut Incoming, limit: usize) -> Result<Bytes, Status> {
+    let mut whole = first.to_vec();
+    while let Some(more) = next_data(body).await? {
+        whole.extend_from_slice(&more);
+        if whole.len() > limit {
+            break;
+        }
+    }
+    Ok(whole.into())
 }
 
 async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, Status> {

@@ -26,6 +26,8 @@ struct Inner<S> {
     /// Whether something was sent that the stream may still hold, as TLS does.
     is_unflushed: bool,
     has_read: bool,
+    /// How many bytes were read so far.
+    heard: usize,
     /// Why nothing can be sent any more.
     broken: Option<io::ErrorKind>,
 }
@@ -39,6 +41,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             sent: 0,
             is_unflushed: false,
             has_read: false,
+            heard: 0,
             broken: None,
         };
         let inner = Arc::new(Mutex::new(inner));
@@ -59,6 +62,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             context.waker().wake_by_ref();
         }
         polled
+    }
+
+    /// How many bytes the peer has sent that were read.
+    pub(super) fn heard(&self) -> usize {
+        self.lock().heard
     }
 
     /// Nobody else ever has it at the same time.
@@ -119,7 +127,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
         }
         let before = to.filled().len();
         ready!(Pin::new(&mut inner.stream).poll_read(context, to))?;
-        inner.has_read = to.filled().len() > before;
+        let read = to.filled().len().saturating_sub(before);
+        inner.has_read = read > 0;
+        inner.heard = inner.heard.saturating_add(read);
         Poll::Ready(Ok(()))
     }
 }

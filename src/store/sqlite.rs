@@ -7,11 +7,14 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags, Row, Transaction, TransactionBehavior};
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use crate::domain::key::KeyPrefix;
 use crate::domain::record::KeyId;
@@ -169,17 +172,19 @@ impl SqliteStore {
         self.run(&self.writer, work).await
     }
 
-    /// Past its deadline the work goes on, and its end is not awaited.
+    /// Who waits for the connection takes no thread. Work that has begun goes on past its deadline, and its end is not
+    /// awaited.
     async fn run<T: Send + 'static>(
         &self,
         session: &Arc<Mutex<Session>>,
         work: impl FnOnce(&mut Session) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let session = Arc::clone(session);
-        let work = tokio::task::spawn_blocking(move || {
-            work(&mut session.lock().unwrap_or_else(PoisonError::into_inner))
-        });
-        match tokio::time::timeout(self.query_timeout, work).await {
+        let done = async {
+            let mut session = session.lock_owned().await;
+            spawn_blocking(move || work(&mut session)).await
+        };
+        match timeout(self.query_timeout, done).await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => Err(StoreError::unavailable(error)),
             Err(_) => Err(StoreError::Timeout),

@@ -9,6 +9,7 @@
 
 mod admission;
 mod allocations;
+mod attacks;
 mod bad_rows;
 mod caches;
 mod change_feed;
@@ -29,6 +30,7 @@ mod forward_auth;
 mod forward_auth_proxies;
 mod grpc_frames;
 mod house;
+mod http2_floods;
 mod http_tls;
 mod key_life;
 mod lifecycle;

@@ -148,6 +148,42 @@ async fn invalidation_reaches_redis_too() {
     assert_eq!(ask(&second, &key.secret).await.header("x-keyward-reason"), Some("key_inactive"));
 }
 
+/// As docs/operations.md gives it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_of_redis_with_six_commands_is_enough() {
+    let rig = Rig::start().await;
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
+    let line =
+        page.lines().find(|line| line.starts_with("ACL SETUSER keyward ")).expect("the page has the user");
+    let words: Vec<&str> =
+        line.split(' ').map(|word| if word == ">PASSWORD" { ">secret" } else { word }).collect();
+    rig.redis.command(&words).await;
+    let url = rig.redis.url().replace("redis://", "redis://keyward:secret@");
+    let replica = || Keyward::new().store(&rig.store).redis(&url, &rig.folder.path().join("secret")).start();
+    let first = replica().await;
+    first.create_user("ada", &[]);
+    let key = first.create_key("ada", "ci", &[]);
+    let second = replica().await;
+    assert!(ask(&first, &key.secret).await.allows());
+    let stored = eventually(async || (rig.entries().await.len() >= 2).then_some(()));
+    assert!(stored.await.is_some(), "record and proof did not reach Redis");
+    assert!(ask(&second, &key.secret).await.allows());
+    assert_eq!(redis_count(&second, "verdict", "hit").await, 1);
+    first.cli_ok(&["cache", "flush"]);
+    assert!(rig.entries().await.is_empty());
+    for keyward in [&first, &second] {
+        let failures: Vec<String> = keyward
+            .admin("/metrics")
+            .await
+            .text()
+            .lines()
+            .filter(|line| line.starts_with("keyward_redis_failures_total") && !line.ends_with(" 0"))
+            .map(str::to_owned)
+            .collect();
+        assert!(failures.is_empty(), "{failures:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_that_is_down_at_start_is_not_felt() {
     let mut rig = Rig::start().await;

@@ -69,11 +69,11 @@ impl Site {
             Fault::ListenerFrozen => self.signal_listeners(Signal::CONT),
             Fault::PostgresReadOnly => {
                 let session = self.fleet.session().await;
-                let back = format!(
-                    "SET default_transaction_read_only = off; \
-                     ALTER DATABASE {DATABASE} RESET default_transaction_read_only"
-                );
-                session.batch_execute(&back).await.unwrap();
+                // Two, because the first one does not hold within its own transaction.
+                let back = format!("ALTER DATABASE {DATABASE} RESET default_transaction_read_only");
+                for statement in ["SET default_transaction_read_only = off", &back] {
+                    session.batch_execute(statement).await.unwrap();
+                }
                 end_sidecars_sessions(&session).await;
             }
             _ => {}

@@ -61,9 +61,11 @@ impl Site {
             Fault::RedisFrozen => self.fleet.redis.resume(),
             Fault::RedisNoClients => self.on_redis(&[&["CONFIG", "SET", "maxclients", "10000"]]).await,
             Fault::RedisFull | Fault::RedisEvicts => {
-                self.on_redis(&[&["CONFIG", "SET", "maxmemory", "0"]]).await
+                self.on_redis(&[&["CONFIG", "SET", "maxmemory", "0"]]).await;
             }
             Fault::RedisCannotSave => self.fleet.redis.mend_saving().await,
+            // What was left there would be in the way of the next fault.
+            Fault::RedisWrongTypes | Fault::RedisForged => self.on_redis(&[&["FLUSHALL"]]).await,
             Fault::RedisReadOnly => self.on_redis(&[&["REPLICAOF", "NO", "ONE"]]).await,
             Fault::RedisPassword => self.on_redis(&[&["ACL", "SETUSER", "default", "nopass"]]).await,
             _ => {}
@@ -81,8 +83,7 @@ impl Site {
     /// On a connection that is kept, because there may be no other one to be had later.
     async fn on_redis(&mut self, commands: &[&[&str]]) {
         if self.held.redis.is_none() {
-            let client = redis::Client::open(self.fleet.redis.url()).unwrap();
-            self.held.redis = Some(client.get_multiplexed_async_connection().await.unwrap());
+            self.held.redis = Some(self.fleet.redis.connection().await.unwrap());
         }
         let connection = self.held.redis.as_mut().unwrap();
         for words in commands {
@@ -96,8 +97,7 @@ impl Site {
 
     /// Runs a script over and over.
     async fn again(&mut self, script: &'static str) {
-        let client = redis::Client::open(self.fleet.redis.url()).unwrap();
-        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut connection = self.fleet.redis.connection().await.unwrap();
         let run = async move |connection: &mut redis::aio::MultiplexedConnection| {
             let mut command = redis::cmd("EVAL");
             command.arg(script).arg(0).query_async::<redis::Value>(connection).await

@@ -9,15 +9,18 @@ use tokio::net::TcpStream;
 
 use super::PATIENCE;
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const CONTINUATION: u8 = 9;
 
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
+
+/// What a client says first.
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What the peer accepts as long as it has not said more.
 const MAX_FRAME: usize = 16384;
@@ -32,14 +35,8 @@ pub(crate) async fn get(addr: SocketAddr, path: &[u8], bearer: &str) -> io::Resu
         (":path", path),
         ("authorization", bearer.as_bytes()),
     ];
-    let mut block = Vec::new();
-    for (name, value) in fields {
-        // A literal with a literal name that goes into no table.
-        block.push(0);
-        string(&mut block, name.as_bytes());
-        string(&mut block, value);
-    }
-    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    let block = header_block(&fields);
+    let mut bytes = PREFACE.to_vec();
     frame(&mut bytes, SETTINGS, 0, 0, &[]);
     let last = block.len().div_ceil(MAX_FRAME) - 1;
     for (position, part) in block.chunks(MAX_FRAME).enumerate() {
@@ -47,6 +44,17 @@ pub(crate) async fn get(addr: SocketAddr, path: &[u8], bearer: &str) -> io::Resu
         frame(&mut bytes, kind, flags | if position == last { END_HEADERS } else { 0 }, 1, part);
     }
     tokio::time::timeout(PATIENCE, exchange(addr, &bytes)).await?
+}
+
+/// Headers as literals that go into no table.
+pub(crate) fn header_block(fields: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.push(0);
+        string(&mut block, name.as_bytes());
+        string(&mut block, value);
+    }
+    block
 }
 
 async fn exchange(addr: SocketAddr, bytes: &[u8]) -> io::Result<Option<Vec<u8>>> {
@@ -72,7 +80,7 @@ async fn exchange(addr: SocketAddr, bytes: &[u8]) -> io::Result<Option<Vec<u8>>>
     }
 }
 
-fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+pub(crate) fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
     let length = u32::try_from(payload.len()).expect("a frame is short");
     out.extend_from_slice(&length.to_be_bytes()[1..]);
     out.extend_from_slice(&[kind, flags]);

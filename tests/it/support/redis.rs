@@ -4,7 +4,8 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use redis::Value;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Value};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::eventually;
@@ -110,9 +111,14 @@ impl Redis {
         self.try_command(args).await.expect("redis answers")
     }
 
+    /// A connection that waits as long as a busy machine needs.
+    pub(crate) async fn connection(&self) -> redis::RedisResult<MultiplexedConnection> {
+        let patient = AsyncConnectionConfig::new().set_response_timeout(Some(START));
+        redis::Client::open(self.url())?.get_multiplexed_async_connection_with_config(&patient).await
+    }
+
     async fn try_command(&self, args: &[impl AsRef<[u8]>]) -> redis::RedisResult<Value> {
-        let client = redis::Client::open(self.url())?;
-        let mut connection = client.get_multiplexed_async_connection().await?;
+        let mut connection = self.connection().await?;
         let mut command = redis::Cmd::new();
         for arg in args {
             command.arg(arg.as_ref());
