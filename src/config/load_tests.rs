@@ -173,6 +173,16 @@ fn defaults_are_the_contracts() {
     );
 }
 
+/// Nothing is encrypted until it is asked for, so nothing may be reached from elsewhere until then either.
+#[test]
+fn nothing_listens_beyond_the_machine_by_default() {
+    let settings = load(Given::default()).unwrap().settings;
+    let address = |shown: &str| shown.parse::<std::net::SocketAddr>().unwrap().ip();
+    assert!(address(&settings.grpc_listen.shown()).is_loopback());
+    assert!(settings.admin_listen.ip().is_loopback());
+    assert!(settings.http_listen.is_none());
+}
+
 #[test]
 fn all_mistakes_of_all_layers_are_reported_each_with_its_place() {
     let written = file("grpc:\n  listen: nowhere\nkey: {prefix_length: 65}\n");

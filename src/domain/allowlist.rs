@@ -106,4 +106,19 @@ mod tests {
         let read = Allowlist::from_json(Some("[\"1\", \"x\"]"), |s| s.parse::<u8>().ok());
         assert_eq!(read, Err(ListError::BadEntry));
     }
+
+    /// A row can't make every decision on its key slow.
+    #[test]
+    fn a_list_is_read_up_to_its_bound_and_refused_above() {
+        let read = |entries: usize| {
+            let column = serde_json::to_string(&vec!["a"; entries]).unwrap();
+            Allowlist::from_json(Some(&column), |entry| Some(entry.to_owned()))
+        };
+        assert_eq!(
+            read(MAX_LIST_ENTRIES),
+            Ok(Allowlist::Only(vec!["a".to_owned(); MAX_LIST_ENTRIES].into()))
+        );
+        assert_eq!(read(MAX_LIST_ENTRIES + 1), Err(ListError::TooLong));
+        assert_eq!(read(100_000), Err(ListError::TooLong));
+    }
 }

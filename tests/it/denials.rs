@@ -391,3 +391,30 @@ fn set(keyward: &Keyward, key: &Key, assignment: &str) {
     let changed = file.execute(&format!("UPDATE api_keys SET {assignment} WHERE id = ?1"), [key.id]).unwrap();
     assert_eq!(changed, 1);
 }
+
+/// What is repeated may be read by a browser or a log as something else than text.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denial_repeats_nothing_of_what_was_sent() {
+    let keyward = Keyward::new().start().await;
+    keyward.create_user("ada", &[]);
+    let create = |name: &str, options: &[&str]| keyward.create_key("ada", name, options).secret;
+    let endpoints = create("endpoints", &["--allowed-endpoints", "/v1/models"]);
+    let models = create("models", &["--allowed-models", "gpt-4o"]);
+    let authorizer = Authorizer::connect(keyward.grpc_addr()).await;
+    let canary = "<script>canary";
+    for (key, path, reason) in [
+        ("kw_<script>canary", "/v1/models".to_owned(), "invalid_api_key"),
+        ("<script> canary", "/v1/models".to_owned(), "malformed_credentials"),
+        (&*endpoints, format!("/v1/{canary}"), "endpoint_not_allowed"),
+        (&*endpoints, format!("/v1//{canary}?{canary}"), "ambiguous_request"),
+        (&*models, format!("/openai/deployments/{canary}/chat/completions"), "model_not_allowed"),
+    ] {
+        for dialect in ["x-none", "anthropic-version"] {
+            let check = Check::new("GET", &path).header("x-api-key", key).header(dialect, canary);
+            let answer = authorizer.check(check.header("user-agent", canary).build(Encoding::Raw)).await;
+            assert_eq!(answer.header("x-keyward-reason"), Some(reason), "{path}");
+            assert_eq!(answer.header("content-type"), Some("application/json"), "{reason}");
+            assert!(!format!("{answer:?}").contains("canary"), "{reason}: {answer:?}");
+        }
+    }
+}

@@ -93,3 +93,16 @@ async fn what_is_not_exactly_one_plain_message_is_a_status() {
         call(keyward.grpc_addr(), "/envoy.service.auth.v3.Authorization/Other", &[&whole]).await;
     assert_eq!(status, Code::Unimplemented);
 }
+
+/// Reflection would tell whoever reaches the port what it takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_grpc_port_describes_nothing_of_itself() {
+    let keyward = Keyward::new().start().await;
+    // ServerReflectionRequest { list_services: "" }
+    let list_services = framed(b"\x3a\x00");
+    for version in ["v1", "v1alpha"] {
+        let path = format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
+        let answer = call(keyward.grpc_addr(), &path, &[&list_services]).await;
+        assert_eq!(answer, (Code::Unimplemented, Vec::new()), "{version}");
+    }
+}

@@ -1,6 +1,7 @@
 //! The gRPC port itself: what it says to questions that are not from Envoy's HTTP filter, and where it listens.
 
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
+use rusqlite::Connection;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -90,7 +91,7 @@ async fn an_unknown_prefix_is_remembered_for_its_time_and_no_longer() {
     let absent = [("cache", "record"), ("tier", "memory"), ("result", "absent")];
     assert!(keyward.count("keyward_cache_requests_total", &absent).await >= 1);
     let hash = bcrypt::hash("kw_later-than-asked", 4).unwrap();
-    rusqlite::Connection::open(keyward.sqlite_file())
+    Connection::open(keyward.sqlite_file())
         .unwrap()
         .execute(
             "INSERT INTO api_keys (key_hash, key_prefix, user_id, is_active) VALUES (?1, 'kw_later', ?2, 1)",
@@ -99,4 +100,19 @@ async fn an_unknown_prefix_is_remembered_for_its_time_and_no_longer() {
         .unwrap();
     let allowed = crate::support::eventually(async || ask().await.allows().then_some(())).await;
     assert!(allowed.is_some(), "the key stays unknown");
+}
+
+/// Numbers in Envoy's metadata are doubles, which have no 2^53 + 1.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_beyond_what_a_double_holds_arrives_whole() {
+    let keyward = Keyward::new().start().await;
+    keyward.create_user("ada", &[]);
+    let key = keyward.create_key("ada", "ci", &[]);
+    let file = Connection::open(keyward.sqlite_file()).unwrap();
+    file.execute("UPDATE api_keys SET id = 9007199254740993", []).unwrap();
+    let authorizer = Authorizer::connect(keyward.grpc_addr()).await;
+    let check = Check::new("GET", "/v1/models").bearer(&key.secret).build(Encoding::Raw);
+    let answer = authorizer.check(check).await;
+    assert!(answer.allows(), "{answer:?}");
+    assert_eq!(answer.metadata("key_id"), Some("9007199254740993"));
 }
