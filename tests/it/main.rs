@@ -26,6 +26,7 @@ mod envoy_config;
 mod feed_triggers;
 mod forward_auth;
 mod forward_auth_proxies;
+mod fuzz_corpora;
 mod grpc_frames;
 mod house;
 mod http_tls;
