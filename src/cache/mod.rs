@@ -4,6 +4,8 @@
 //! sealed and what comes back may at most be a miss.
 
 pub mod breaker;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod interned;
 pub mod records;
 pub mod redis;

@@ -78,8 +78,10 @@ pub(super) fn models(bytes: &[u8], boundary: &str, each: &mut dyn FnMut(&str)) -
 fn field_name(header: &[u8]) -> Option<&str> {
     let mut found = None;
     for line in std::str::from_utf8(header).ok()?.split("\r\n") {
-        // A folded or odd line is read differently by different readers.
-        let (name, value) = line.split_once(':')?;
+        // A folded or odd line is read differently by different readers; to some a lone line break ends one.
+        let (name, value) = line
+            .split_once(':')
+            .filter(|_| !line.contains(|letter: char| letter.is_ascii_control() && letter != '\t'))?;
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
             return None;
         }
@@ -112,18 +114,30 @@ fn disposition_name(value: &str) -> Option<&str> {
             None => behind.split_at(behind.find([';', ' ']).unwrap_or(behind.len())),
         };
         let name = name.trim();
+        // Otherwise a parameter without a value would hide the one behind it from us, but not from everybody.
+        if !is_token(name) {
+            return None;
+        }
         // `name*` (RFC 5987) is read by some and not by others.
         if name.len() >= 4 && name.get(..4)?.eq_ignore_ascii_case("name") {
             if found.is_some() || name != "name" || value.contains(['\\', '%', '&']) {
                 return None;
             }
             found = Some(value);
-        } else if value.contains('\\') {
-            // An escaped quote would move the end of this value.
+        } else if value.contains('\\') || looks_like_a_name(value) {
+            // An escaped quote would move the end of this value; and some look for the name without a look at quotes.
             return None;
         }
         rest = behind;
     }
+}
+
+fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_*.".contains(&byte))
+}
+
+fn looks_like_a_name(value: &str) -> bool {
+    value.contains('=') && value.to_ascii_lowercase().contains("name")
 }
 
 #[cfg(test)]
@@ -180,6 +194,18 @@ mod tests {
                 "--b1\r\nContent-Transfer-Encoding: base64\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\ndw==\r\n{end}"
             ),
             format!("--b1\nContent-Disposition: form-data; name=\"model\"\n\nw\n{end}"),
+            format!(
+                "{}{end}",
+                part("name=\"x\"\r\nX: a\nContent-Disposition: form-data; name=\"model\"", "w")
+            ),
+            format!(
+                "{}{end}",
+                part("name=\"x\"\r\nX: a\rContent-Disposition: form-data; name=\"model\"", "w")
+            ),
+            format!("{}{end}", part("name=\"model\"; filename=\"a\0\"", "w")),
+            format!("{}{end}", part("x; name=\"model\"; name=\"x\"", "w")),
+            format!("{}{end}", part("filename=\"a name=model\"; name=\"x\"", "w")),
+            format!("{}{end}", part("filename=\"a; Name = model;\"; name=\"x\"", "w")),
         ] {
             assert_eq!(of(body.as_bytes()), Err(BodyDefect::Unreadable), "{body:?}");
         }

@@ -22,7 +22,7 @@ pub fn is_ambiguous(path: &str) -> bool {
 fn is_special(segment: &str) -> bool {
     let is_special =
         |byte| matches!(byte, b'/' | b'\\' | b'%' | b';' | b'#' | b'?') || u8::is_ascii_control(&byte);
-    matches!(segment.trim_ascii(), "." | "..") || segment.bytes().any(is_special)
+    matches!(segment.trim(), "." | "..") || segment.bytes().any(is_special)
 }
 
 /// The path as a lenient upstream takes it: without its escapes, in any case, with or without a slash at its end. For
@@ -88,6 +88,8 @@ mod tests {
             "/v1%c0%afadmin",
             "/v1/..%20/admin",
             "/v1/%20./chat",
+            "/v1/..%c2%a0/admin",
+            "/v1/\u{2003}../admin",
             "/v1/x%c0%af..%c0%afadmin",
             "/v1/%e0%80%ae./admin",
             "/v1/%e9",

@@ -20,7 +20,9 @@ pub mod listen;
 pub mod mask;
 pub mod metadata;
 pub mod options;
-mod original;
+// Open for the fuzz targets alone.
+#[doc(hidden)]
+pub mod original;
 pub mod protobuf;
 pub mod readiness;
 pub mod report;

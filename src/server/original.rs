@@ -31,7 +31,7 @@ const PARTIAL_BODY: &str = "x-envoy-auth-partial-body";
 
 /// A question that names no original request, or more than one. It is never an allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct NoOriginal(pub(super) &'static str);
+pub struct NoOriginal(pub(super) &'static str);
 
 impl HttpProfile {
     /// Headers in which the proxy names the original request; no caller's header of these names gets here.
@@ -55,7 +55,7 @@ impl HttpProfile {
 }
 
 /// What Envoy would have said about the original request.
-pub(super) fn describe(profile: HttpProfile, head: &Parts, body: Bytes) -> Result<CheckRequest, NoOriginal> {
+pub fn describe(profile: HttpProfile, head: &Parts, body: Bytes) -> Result<CheckRequest, NoOriginal> {
     let (method, target) = match profile {
         HttpProfile::Envoy => by_path(head)?,
         HttpProfile::Nginx => (method(&head.headers, "x-original-method")?, original_url(&head.headers)?),

@@ -113,8 +113,8 @@ pub enum StoreUrlError {
         "expected sqlite:PATH with the path of a file, as in sqlite:keyward.db or sqlite:/var/lib/keyward.db"
     )]
     NotAFile,
-    /// A second `@` before the host.
-    #[error("the user or the password has an unescaped @ (write %40)")]
+    /// A second `@` before the host, or one that makes a login of the options.
+    #[error("the user or the password has an unescaped @ or ? (write %40 or %3F)")]
     UnescapedAt,
     /// No host, by name or as `host=`.
     #[error("the URL names no host")]
@@ -143,7 +143,8 @@ fn parse_sqlite(path: &str) -> Result<StoreUrl, StoreUrlError> {
 fn parse_postgres(rest: &str) -> Result<StoreUrl, StoreUrlError> {
     let (credentials, place) = rest.split_once('@').map_or((None, rest), |(who, place)| (Some(who), place));
     let (base, query) = place.split_once('?').unwrap_or((place, ""));
-    if base.contains('@') {
+    // In `?user=ada&password=p@ss` all before the `@` would be taken for a user, and be shown.
+    if base.contains('@') || credentials.is_some_and(|who| who.contains('?')) {
         return Err(StoreUrlError::UnescapedAt);
     }
 
@@ -287,6 +288,8 @@ mod tests {
         }
         for text in [
             "postgres://ada:s3cret@x@db/keys",
+            "postgres://db/keys?user=ada&password=s3cret@x",
+            "postgres://db/keys?user=ada&password=x@s3cret",
             "postgres://ada:s3cret@db:s3cret/keys",
             "postgres://ada:s3cret@db/keys?sslmode=s3cret",
             "postgres://ada:s3cret@db/keys?port=s3cret",

@@ -28,6 +28,7 @@ mod faults;
 mod feed_triggers;
 mod forward_auth;
 mod forward_auth_proxies;
+mod fuzz_corpora;
 mod grpc_frames;
 mod house;
 mod http2_floods;

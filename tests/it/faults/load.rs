@@ -14,7 +14,7 @@ use crate::truth::fleet::{Clock, REPLICAS, ask, request};
 use crate::truth::history::{Effect, Micros, Operation, Outcome, Probe};
 
 /// Cold keys that are there: more than any run asks for.
-const COLD_KEYS: usize = 20_000;
+const COLD_KEYS: usize = 40_000;
 /// Numbers of cold keys begin where the fleet has none.
 const COLD: usize = 1_000_000;
 const CALLERS: usize = 4;

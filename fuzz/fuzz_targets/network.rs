@@ -1,0 +1,4 @@
+//! libFuzzer's door to `src/targets/network.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| keyward_fuzz::run("network", data));
