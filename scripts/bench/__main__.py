@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bcrypt_candidates
 import cold
 import envoy
+import flood
 import hot
 import instructions
 import memory
@@ -31,6 +32,8 @@ PARTS = {
     "envoy": (envoy.through_envoy, ["filter", "throughput / with the constant server", "spread", "requests a second"]),
     "cold": (cold.cold_paths, ["first check of a key", "takes", "of that"]),
     "bcrypt": (bcrypt_candidates.compare, ["cost", "Keyward's", "libxcrypt", "Keyward's / libxcrypt"]),
+    "flood": (flood.under_floods, ["flood of", "guesses a second", "bcrypt runs", "p50, under / idle", "p99, under / idle",
+                                   "p99"]),
     "start": (cold.starts, ["store", "exec to ready, median", "range"]),
     "memory": (memory.for_each_key, ["hot keys", "idle", "with them", "each"]),
     "growth": (memory.growth, ["keys in Postgres", "first check", "query"]),

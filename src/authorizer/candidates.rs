@@ -24,7 +24,7 @@ use crate::domain::decision::{Cause, Tier};
 use crate::domain::freshness::coverage::{Known, Standing, View};
 use crate::domain::key::{KeyPrefix, PresentedKey};
 use crate::domain::limit::Budget;
-use crate::domain::record::{Candidate, KeyId, KeyPolicy};
+use crate::domain::record::{Candidate, KeyId, KeyPolicy, UserRecord};
 use crate::domain::row::CandidateRow;
 use crate::domain::source::Source;
 use crate::domain::time::{Instant, Now};
@@ -41,6 +41,9 @@ const BUDGET_RECORD_TTL: Duration = Duration::from_secs(30);
 
 /// Different sets of rights that are looked for among the records.
 const MAX_RIGHTS: usize = 1024;
+
+/// Owners that are looked for among the records: their keys are often used at the same time.
+const MAX_OWNERS: usize = 8192;
 
 /// Defective rows that are remembered as reported; after that many, some are reported again.
 const MAX_REPORTED: usize = 10_000;
@@ -95,8 +98,9 @@ pub struct Candidates {
     metrics: Metrics,
     /// How long "no such prefix" is remembered.
     absent_lifetime: Duration,
-    /// Rights that keys have in common.
+    /// Rights and owners that keys have in common.
     rights: Interned<KeyPolicy>,
+    owners: Interned<UserRecord>,
     /// Keys whose rows were reported as defective, so that each is reported once.
     reported: Mutex<HashSet<KeyId>>,
 }
@@ -141,7 +145,7 @@ impl Candidates {
             absent_lifetime,
         } = parts;
         let flights = Flights::new(MAX_FLIGHTS);
-        let (rights, reported) = (Interned::new(MAX_RIGHTS), Mutex::default());
+        let (rights, owners) = (Interned::new(MAX_RIGHTS), Interned::new(MAX_OWNERS));
         Arc::new(Self {
             memory,
             redis,
@@ -155,7 +159,8 @@ impl Candidates {
             metrics,
             absent_lifetime,
             rights,
-            reported,
+            owners,
+            reported: Mutex::default(),
         })
     }
 
@@ -381,6 +386,7 @@ impl Candidates {
     fn candidate(&self, row: &CandidateRow) -> Arc<Candidate> {
         let mut candidate = Candidate::from_row(row);
         candidate.policy = candidate.policy.map(|policy| self.rights.share(policy));
+        candidate.owner = self.owners.share(candidate.owner);
         Arc::new(candidate)
     }
 

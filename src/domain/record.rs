@@ -62,7 +62,7 @@ pub struct Candidate {
     /// The key.
     pub key: KeyRecord,
     /// The key's user; a key without an owner row has an inactive one.
-    pub owner: UserRecord,
+    pub owner: Arc<UserRecord>,
     /// What the key may do, or why that can't be told: such a key is refused.
     pub policy: Result<Arc<KeyPolicy>, PolicyDefects>,
     /// What every allow of this candidate says of key and owner.
@@ -87,7 +87,7 @@ pub struct KeyRecord {
 }
 
 /// A row of `users`.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct UserRecord {
     /// `id`; `None` where the key's owner row is missing.
     pub id: Option<UserId>,
@@ -106,7 +106,7 @@ pub struct UserRecord {
 }
 
 /// Whether an account is locked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AccountLock {
     /// Not locked.
     Open,
@@ -166,7 +166,7 @@ impl Candidate {
     pub fn from_row(row: &CandidateRow) -> Self {
         Self {
             key: key_record(row),
-            owner: user_record(row),
+            owner: Arc::new(user_record(row)),
             policy: key_policy(row).map(Arc::new),
             prepared: PreparedAnswer::default(),
         }
