@@ -69,6 +69,11 @@ bench: ## Measure, and write docs/performance.md with its plots; or parts of it:
 	@cargo build --release --locked --bin keyward
 	@python3 scripts/bench $(B)
 
+.PHONY: junk
+junk: ## Send keys that do not exist, each another one, and hold what memory they take (N=10000000)
+	@cargo build --release --locked --bin keyward
+	@python3 scripts/bench junk $(or $(N),10000000)
+
 .PHONY: guard
 guard: ## Fail where a hot check takes 5 % more instructions than recorded (a part of make test; RECORD=1 records it)
 	@scripts/install-tools.sh h2load valgrind

@@ -21,6 +21,7 @@ import envoy
 import flood
 import hot
 import instructions
+import junk
 import memory
 import page
 from servers import ROOT
@@ -36,6 +37,7 @@ PARTS = {
                                    "p99"]),
     "start": (cold.starts, ["store", "exec to ready, median", "range"]),
     "memory": (memory.for_each_key, ["hot keys", "idle", "with them", "each"]),
+    "junk": (junk.send, ["keys that do not exist", "denied", "a second", "before", "most"]),
     "growth": (memory.growth, ["keys in Postgres", "first check", "query"]),
 }
 
@@ -47,17 +49,22 @@ def main():
             raise SystemExit(f"bench: {tool} is missing: scripts/install-tools.sh {tool} (Debian: {package})")
     if wanted[0] == "guard":
         return instructions.guard(record="record" in wanted)
+    if wanted[0] == "junk" and len(wanted) == 2:
+        return write("junk", lambda say: junk.send(say, int(wanted[1])))
     unknown = [part for part in wanted if part not in PARTS]
     if unknown:
         raise SystemExit(f"bench: there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    for part in wanted:
+        write(part, PARTS[part][0])
+
+
+def write(part, measure):
     began = time.monotonic()
 
     def say(text):
         print(f"{time.monotonic() - began:6.0f} s  {text}", flush=True)
 
-    for part in wanted:
-        measure, head = PARTS[part]
-        page.write(part, head, measure(say))
+    page.write(part, PARTS[part][1], measure(say))
     say(f"written: {page.PAGE.relative_to(ROOT)}")
 
 
