@@ -34,7 +34,7 @@ PARTS = {
     "cold": (cold.cold_paths, ["first check of a key", "takes", "of that"]),
     "bcrypt": (bcrypt_candidates.compare, ["cost", "Keyward's", "libxcrypt", "Keyward's / libxcrypt"]),
     "flood": (flood.under_floods, ["flood of", "guesses a second", "bcrypt runs", "p50, under / idle", "p99, under / idle",
-                                   "p99"]),
+                                   "spread", "p99"]),
     "start": (cold.starts, ["store", "exec to ready, median", "range"]),
     "memory": (memory.for_each_key, ["hot keys", "idle", "with them", "each"]),
     "junk": (junk.send, ["keys that do not exist", "denied", "a second", "before", "most"]),

@@ -69,6 +69,7 @@ class Client:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.unread = b""
         self.stream = 1
+        self.waiting = 0
         fields = [(":method", "POST"), (":scheme", "http"), (":path", PATH), (":authority", "keyward")]
         fields += [("content-type", "application/grpc"), ("te", "trailers")]
         text = lambda value: bytes([len(value)]) + value.encode()
@@ -90,12 +91,13 @@ class Client:
                 last = start + 16384 >= len(message)
                 out += frame(DATA, END_STREAM if last else 0, self.stream, part)
             self.stream += 2
+        self.waiting += len(messages)
         self.socket.sendall(out)
 
-    def receive(self, count, keep=False):
-        """Waits for the ends of so many calls; their messages by stream, where they are wanted."""
-        messages, ended = {}, 0
-        while ended < count:
+    def receive(self, still_waiting=0, keep=False):
+        """Reads until at most so many calls have no answer; the messages by stream, where they are wanted."""
+        messages = {}
+        while self.waiting > still_waiting:
             at, unread = 0, self.unread
             while len(unread) - at >= 9:
                 length = int.from_bytes(unread[at : at + 3], "big")
@@ -110,10 +112,10 @@ class Client:
                 elif kind == GOAWAY:
                     raise ConnectionError("the server goes away")
                 if kind in (DATA, HEADERS) and flags & END_STREAM:
-                    ended += 1
+                    self.waiting -= 1
                 at += 9 + length
             self.unread = unread[at:]
-            if ended < count:
+            if self.waiting > still_waiting:
                 more = self.socket.recv(1 << 20)
                 if not more:
                     raise ConnectionError("the server has closed the connection")
@@ -124,7 +126,7 @@ class Client:
         """The answers to calls that are sent at once, less gRPC's frame, in their order; empty where one has none."""
         first = self.stream
         self.send(messages)
-        answers = self.receive(len(messages), keep=True)
+        answers = self.receive(keep=True)
         return [answers.get(first + 2 * index, b"")[5:] for index in range(len(messages))]
 
     def ask(self, message):

@@ -39,7 +39,7 @@ def send(say, count=1_000_000):
             client = checks.Client(server.grpc)
             while sent < count:
                 client.send(messages(template, key[:8], BATCH))
-                client.receive(BATCH)
+                client.receive()
                 sent += BATCH
                 if sent % (BATCH * 250) == 0:
                     most = max(most, resident(server))
