@@ -21,14 +21,22 @@ def random_key(beginning):
     return beginning + "".join(random.choices("abcdefghijkmnopqrstuvwxyz23456789", k=40 - len(beginning)))
 
 
-def flood(address, next_key, stop, sent):
-    """Checks of the keys that `next_key` makes up, each from another address, at most `RATE` a second."""
+def messages(next_key):
+    """More checks than one flood sends, each of a key that `next_key` makes up and from another address. Made before it begins:
+    the flooder shares the cores with what it floods."""
+    made = []
+    for _ in range(RATE * (SECONDS + 2)):
+        source = f"10.{random.randrange(256)}.{random.randrange(256)}.{random.randrange(256)}"
+        made.append(checks.check(next_key(), source))
+    return made
+
+
+def flood(address, made, stop, sent):
+    """Sends them, at most `RATE` a second, until it is told to stop."""
     client = checks.Client(address)
     due = time.monotonic()
     while not stop.is_set():
-        keys = [next_key() for _ in range(BATCH)]
-        sources = [f"10.{random.randrange(256)}.{random.randrange(256)}.{random.randrange(256)}" for _ in keys]
-        client.send([checks.check(key, source) for key, source in zip(keys, sources)])
+        client.send([made[(sent.value + number) % len(made)] for number in range(BATCH)])
         client.receive(still_waiting=WAITING)
         sent.value += BATCH
         due = max(due + BATCH / RATE, time.monotonic() - 0.1)
@@ -58,7 +66,7 @@ def percentiles(values):
 def one_flood(server, message, next_key):
     """Percentiles of the hot key while it lasts, guesses a second, and bcrypt runs."""
     stop, sent = multiprocessing.Event(), multiprocessing.Value("l", 0)
-    flooder = multiprocessing.Process(target=flood, args=(server.grpc, next_key, stop, sent))
+    flooder = multiprocessing.Process(target=flood, args=(server.grpc, messages(next_key), stop, sent))
     before = metric(server.admin, "keyward_bcrypt_duration_seconds_count")
     flooder.start()
     time.sleep(1)

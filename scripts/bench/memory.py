@@ -53,9 +53,9 @@ def for_each_key(say):
     rows = []
     for size, name, hash_of, at_once in (
         (10_000, "bcrypt", bcrypt_of, 16),
-        (10_000, "SHA-256", sha256_of, 400),
-        (100_000, "SHA-256", sha256_of, 400),
-        (1_000_000, "SHA-256", sha256_of, 400),
+        (10_000, "SHA-256", sha256_of, 16),
+        (100_000, "SHA-256", sha256_of, 16),
+        (1_000_000, "SHA-256", sha256_of, 16),
     ):
         with Store() as store:
             insert_into_sqlite(store, size, hash_of)
