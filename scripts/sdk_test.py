@@ -69,22 +69,22 @@ class Check:
             say(f"{name} as {key}: answered half by half")
         equal(self.llm.credentials, set(), "headers with a key in them that went upstream")
 
-    def refused(self, key, status, code, model="gpt-4o", attempts=1, **more):
-        """The key is refused, as often as the SDK asks, with the SDK's own error for it."""
+    def refused(self, key, status, code, model="gpt-4o", attempts=1, allowed=ATTEMPTS, **more):
+        """The key is refused, as often as the SDK asks of what it is allowed to, with the SDK's own error for it."""
         # Some SDKs send nothing before a stream is read.
         read = [(name, lambda *args, ask=ask, **more: list(ask(*args, **more))) for name, ask in self.sdk.streams()]
         for name, ask in self.sdk.ways() + read:
             what = f"{name} as {key}"
             before = self.llm.requests
             try:
-                answer = ask(self.client(key), model, **more)
+                answer = ask(self.client(key, allowed), model, **more)
             except self.sdk.ANY_ERROR as error:
                 self.judge(what, error, status, code)
             else:
                 raise AssertionError(f"{what}: answered {answer!r}")
             equal(self.received, [status] * attempts, f"{what}: the answers, one an attempt")
             equal(self.llm.requests, before, f"{what}: requests that went upstream")
-            say(f"{what}: {status} {code}, {attempts} of {ATTEMPTS} attempts")
+            say(f"{what}: {status} {code}, {attempts} of {allowed} attempts")
 
     def judge(self, what, error, status, code):
         expected = self.sdk.ERRORS[status]
@@ -114,6 +114,19 @@ def works_and_is_refused(check):
     check.refused("elsewhere", 403, "endpoint_not_allowed")
     for more in check.sdk.UNCLEAR:
         check.refused("models", 400, "ambiguous_request", **{"model": "allowed-1", **more})
+
+
+def is_limited_for_guesses(check):
+    """Wrong keys in number are 429, which the SDK's own rate limit error tells; the key that is known is answered."""
+    check.answers("good", "gpt-4o")
+    (_, ask), *_ = check.sdk.ways()
+    try:
+        raise AssertionError(f"answered {ask(check.client('mistyped'), 'gpt-4o')!r}")
+    except check.sdk.ANY_ERROR:
+        equal(check.received, [401], "the only guess that is looked at")
+    # Once only: an SDK that honours it waits a minute.
+    check.refused("wrong", 429, "too_many_attempts", allowed=1)
+    check.answers("good", "gpt-4o")
 
 
 def is_told_to_wait(check):
@@ -154,6 +167,7 @@ def finds_nobody(check):
 
 PARTS = {
     "works and is refused": works_and_is_refused,
+    "is limited for guesses": is_limited_for_guesses,
     "is told to wait": is_told_to_wait,
     "outlasts an outage": outlasts_an_outage,
     "finds nobody": finds_nobody,
@@ -177,6 +191,7 @@ class OpenAi:
             # There is no class of its own.
             402: openai.APIStatusError,
             403: openai.PermissionDeniedError,
+            429: openai.RateLimitError,
             503: openai.InternalServerError,
         }
 
@@ -217,7 +232,7 @@ class OpenAi:
         }  # fmt: skip
 
     def expected(self, status, code):
-        kinds = {402: "insufficient_quota", 403: "permission_error", 503: "server_error"}
+        kinds = {402: "insufficient_quota", 403: "permission_error", 429: "rate_limit_error", 503: "server_error"}
         return {"status": status, "code": code, "type": kinds.get(status, "invalid_request_error"), "param": None}
 
 
@@ -236,6 +251,7 @@ class Anthropic:
             401: anthropic.AuthenticationError,
             402: anthropic.PaymentRequiredError,
             403: anthropic.PermissionDeniedError,
+            429: anthropic.RateLimitError,
             503: anthropic.ServiceUnavailableError,
         }
 
@@ -267,7 +283,8 @@ class Anthropic:
         }  # fmt: skip
 
     def expected(self, status, code):
-        kinds = {401: "authentication_error", 402: "billing_error", 403: "permission_error", 503: "api_error"}
+        kinds = {401: "authentication_error", 402: "billing_error", 403: "permission_error", 429: "rate_limit_error"}
+        kinds[503] = "api_error"
         return {"status": status, "code": code, "type": kinds.get(status, "invalid_request_error")}
 
 
@@ -285,8 +302,7 @@ class Google:
         # There is no client without a key.
         self.without_key = None
         self.ANY_ERROR = errors.APIError
-        self.ERRORS = {400: errors.ClientError, 401: errors.ClientError, 402: errors.ClientError, 403: errors.ClientError}
-        self.ERRORS[503] = errors.ServerError
+        self.ERRORS = dict.fromkeys((400, 401, 402, 403, 429), errors.ClientError) | {503: errors.ServerError}
 
     def client(self, url, key, attempts, hooks):
         retry = self.types.HttpRetryOptions(attempts=attempts, initial_delay=0.1, max_delay=1.0, jitter=0.0)
@@ -313,7 +329,8 @@ class Google:
         }  # fmt: skip
 
     def expected(self, status, code):
-        names = {401: "UNAUTHENTICATED", 402: "RESOURCE_EXHAUSTED", 403: "PERMISSION_DENIED", 503: "UNAVAILABLE"}
+        names = {401: "UNAUTHENTICATED", 402: "RESOURCE_EXHAUSTED", 403: "PERMISSION_DENIED"}
+        names |= {429: "RESOURCE_EXHAUSTED", 503: "UNAVAILABLE"}
         return {"code": status, "status": names.get(status, "INVALID_ARGUMENT"), "reason": code.upper()}
 
 

@@ -32,6 +32,21 @@ async fn google_callers_are_answered_or_told_why_not_and_do_not_insist() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn openai_callers_with_many_wrong_keys_meet_a_rate_limit_error() {
+    is_limited_for_guesses("openai").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn anthropic_callers_with_many_wrong_keys_meet_a_rate_limit_error() {
+    is_limited_for_guesses("anthropic").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn google_callers_with_many_wrong_keys_meet_a_rate_limit_error() {
+    is_limited_for_guesses("google").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn openai_callers_wait_as_told_and_outlast_an_outage() {
     outlasts_an_outage("openai").await;
 }
@@ -69,6 +84,14 @@ async fn is_answered_or_told_why_not(sdk: &str) {
     caller.run("works and is refused", &keys).await;
     drop(keyward);
     caller.run("finds nobody", &keys).await;
+}
+
+async fn is_limited_for_guesses(sdk: &str) {
+    let keyward = Keyward::new().arg("--attempts-per-minute", "1").start().await;
+    keyward.create_user("ada", &[]);
+    let good = keyward.create_key("ada", "good", &["--hash", "sha256"]);
+    let keys = json!({ "good": good.secret, "mistyped": good.mistyped(), "wrong": good.wrong() });
+    Caller::start(sdk, &keyward).await.run("is limited for guesses", &keys).await;
 }
 
 async fn outlasts_an_outage(sdk: &str) {
