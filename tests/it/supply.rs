@@ -3,6 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
 
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
@@ -120,6 +123,39 @@ fn every_direct_dependency_is_accounted_for_and_no_other() {
     assert!(wanted.len() > 40, "Cargo.toml was not understood");
     for (name, value) in table("dependencies").into_iter().chain(table("dev-dependencies")) {
         assert!(!value.contains('*') && !value.contains("git ="), "{name} = {value}");
+    }
+}
+
+#[test]
+fn the_bill_of_materials_names_what_is_in_the_program_and_nothing_else() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = Command::new("python3").arg("scripts/sbom.py").current_dir(root).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let bill: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&bill["bomFormat"], &bill["specVersion"]), (&json!("CycloneDX"), &json!("1.6")));
+    assert_eq!(bill["metadata"]["component"]["name"], "keyward");
+
+    let components = bill["components"].as_array().unwrap();
+    let names: BTreeSet<&str> = components.iter().map(|one| one["name"].as_str().unwrap()).collect();
+    let direct: BTreeSet<String> = table("dependencies").into_keys().collect();
+    let missing: Vec<_> = direct.iter().filter(|name| !names.contains(name.as_str())).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    for name in
+        table("dev-dependencies").into_keys().filter(|name| ["tempfile", "proptest"].contains(&&**name))
+    {
+        assert!(!names.contains(name.as_str()), "{name} is only for tests");
+    }
+    for one in components {
+        let version = format!("{}@{}", one["name"].as_str().unwrap(), one["version"].as_str().unwrap());
+        assert_eq!(one["purl"], format!("pkg:cargo/{version}"));
+        assert_eq!(one["hashes"][0]["content"].as_str().map(str::len), Some(64), "{version}");
+        assert!(one["licenses"][0]["expression"].is_string(), "{version} has no licence");
+    }
+    let known: BTreeSet<&str> = components.iter().filter_map(|one| one["bom-ref"].as_str()).collect();
+    let edges = bill["dependencies"].as_array().unwrap();
+    assert_eq!(edges.len(), components.len() + 1);
+    for needed in edges.iter().flat_map(|edge| edge["dependsOn"].as_array().unwrap()) {
+        assert!(needed.as_str().is_some_and(|needed| known.contains(needed)), "{needed} is no component");
     }
 }
 
