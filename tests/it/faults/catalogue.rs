@@ -165,4 +165,41 @@ impl Fault {
             Self::OneCutOff => cut_off("X56", "one of three sidecars loses Postgres"),
         }
     }
+
+    /// A counter of the sidecars that must rise: a fault that nobody meets proves nothing. `None` where it shows elsewhere
+    /// in the row, or where what it does is done to a machine.
+    pub(crate) fn trace(self) -> Option<(&'static str, &'static [(&'static str, &'static str)])> {
+        let look_ups = "keyward_cache_requests_total";
+        match self {
+            Self::RedisKilled
+            | Self::RedisRestarted
+            | Self::RedisFrozen
+            | Self::RedisSlow
+            | Self::RedisCutsReplies
+            | Self::RedisGarbage
+            | Self::RedisLongLength
+            | Self::RedisSlowAccept
+            | Self::RedisNoClients
+            | Self::RedisFull
+            | Self::RedisWrongTypes
+            | Self::RedisCannotSave
+            | Self::RedisReadOnly
+            | Self::RedisPassword
+            | Self::BothGone => Some(("keyward_redis_failures_total", &[])),
+            Self::RedisForged => Some((look_ups, &[("tier", "redis"), ("result", "rejected")])),
+            Self::ListenerFrozen | Self::ListenerKilled | Self::PostgresReadOnly => {
+                Some(("keyward_change_feed_lost_total", &[]))
+            }
+            Self::PostgresKilled
+            | Self::PostgresRestarted
+            | Self::PostgresFrozen
+            | Self::PostgresSilent
+            | Self::PostgresSlow
+            | Self::TableLocked
+            | Self::OneCutOff => Some((look_ups, &[("tier", "store"), ("result", "error")])),
+            Self::MassUpdate => Some(("keyward_changes_total", &[])),
+            Self::BadReload => Some(("keyward_reloads_total", &[])),
+            _ => None,
+        }
+    }
 }

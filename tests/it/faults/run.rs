@@ -55,10 +55,18 @@ async fn whatever_breaks_nobody_gets_in_and_nobody_is_thrown_out() {
     let wanted = wanted();
     let mut site = Site::start().await;
     let mut done: Vec<(Vec<Fault>, Times)> = Vec::new();
+    let mut unfelt: Vec<Fault> = Vec::new();
     for faults in wanted {
         let names: Vec<_> = faults.iter().map(|fault| fault.case().what).collect();
         println!("{:>6} s  {}", site.fleet.clock.now() / 1_000_000, names.join("; and "));
+        let before = traces(&site, &faults).await;
         let times = site.go_through(&faults).await;
+        for (fault, (before, after)) in faults.iter().zip(before.iter().zip(traces(&site, &faults).await)) {
+            let has_risen = before.iter().zip(&after).any(|(before, after)| after > before);
+            if fault.trace().is_some() && !has_risen {
+                unfelt.push(*fault);
+            }
+        }
         done.push((faults, times));
         assert_alive(&site);
     }
@@ -74,6 +82,7 @@ async fn whatever_breaks_nobody_gets_in_and_nobody_is_thrown_out() {
 
     let said: Vec<String> = verdict.violations.iter().take(20).map(ToString::to_string).collect();
     assert!(said.is_empty(), "{} answers were wrong:\n{}", verdict.violations.len(), said.join("\n"));
+    assert!(unfelt.is_empty(), "no sidecar has met {unfelt:?}");
     let (asked, allowed) = site.load.junk();
     assert!(asked > 0 && allowed == 0, "{allowed} of {asked} keys that do not exist were allowed");
     assert!(site.load.cold().len() > done.len() * 10, "hardly any new key was asked for");
@@ -84,6 +93,21 @@ async fn whatever_breaks_nobody_gets_in_and_nobody_is_thrown_out() {
         }
         assert!(row.recovered, "{}: not everything was well again at the end", row.what);
     }
+}
+
+/// What each sidecar has counted of each fault so far; nothing where a fault is not counted.
+async fn traces(site: &Site, faults: &[Fault]) -> Vec<Vec<f64>> {
+    let mut traces = Vec::new();
+    for fault in faults {
+        let mut counts = Vec::new();
+        if let Some((name, labels)) = fault.trace() {
+            for replica in &site.fleet.replicas {
+                counts.push(replica.keyward.metric(name, labels).await);
+            }
+        }
+        traces.push(counts);
+    }
+    traces
 }
 
 /// No sidecar has ended or panicked, or takes more memory than it may.
