@@ -227,7 +227,7 @@ mod tests {
         let secrets = secrets();
         let keys = secrets.writing();
         let here = name(keys, "kw_01234");
-        let largest = vec![0; MAX_SEALED_BYTES - OVERHEAD];
+        let largest = vec![0; (1 << 20) - OVERHEAD];
         let sealed = seal(keys, Sealed::Record, &here, &largest).unwrap();
         assert_eq!(sealed.len(), MAX_SEALED_BYTES);
         assert!(open(keys, Sealed::Record, &here, &sealed).is_ok());

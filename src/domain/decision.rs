@@ -102,3 +102,17 @@ impl Cause {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// They are in metrics and logs, so that dashboards and alerts have them.
+    #[test]
+    fn each_cause_has_the_word_that_is_documented() {
+        let causes =
+            [Cause::Store, Cause::TooManyCandidates, Cause::Overload, Cause::Deadline, Cause::Verification];
+        let words = ["store", "too_many_candidates", "overload", "deadline", "verification"];
+        assert_eq!(causes.map(Cause::as_str), words);
+    }
+}

@@ -225,6 +225,7 @@ mod tests {
                     }
                 }
                 prop_assert!(turns.len() == waiting.len() && turns.len() <= 12);
+                prop_assert_eq!(turns.is_empty(), waiting.is_empty());
                 for prefix in 0..6 {
                     prop_assert!(waiting.iter().filter(|(own, ..)| *own == prefix).count() <= 5);
                 }

@@ -278,6 +278,12 @@ fn takes_the_place_of_the_path(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Request};
+    use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
+    use hyper::HeaderMap;
+
+    use super::super::check_view::CheckView;
+    use super::super::options::ClientIpSource;
     use super::*;
     use crate::domain::decision::Cause;
 
@@ -325,5 +331,82 @@ mod tests {
         assert_eq!(denied.status.as_ref().unwrap().code, 503);
         assert!(!is_allow(&response));
         assert!(responder(OnUnavailable::Error).respond(&checked, None).is_err());
+    }
+
+    /// The headers, and the parameters of the query, that an allow without a key takes out of a request.
+    fn removed(responder: &Responder, path: &str, headers: &[&str]) -> (Vec<String>, Vec<String>) {
+        let http = HttpRequest {
+            path: path.into(),
+            headers: headers.iter().map(|name| ((*name).into(), "x".into())).collect(),
+            ..HttpRequest::default()
+        };
+        let attributes = AttributeContext {
+            request: Some(Request { time: None, http: Some(http) }),
+            ..AttributeContext::default()
+        };
+        let bytes = CheckRequest { attributes: Some(attributes) }.encode_to_vec();
+        let view = CheckView::read(&bytes).unwrap();
+        let inbound = Inbound::read(&view, &HeaderMap::new(), &ClientIpSource::Peer);
+        let checked = Checked { decision: Decision::Anonymous, tier: None };
+        let response = responder.respond(&checked, inbound.as_ref()).unwrap().read().unwrap();
+        let allow = allowed(&response).unwrap();
+        (allow.headers_to_remove.clone(), allow.query_parameters_to_remove.clone())
+    }
+
+    fn with_sources(credential_sources: &[CredentialSource], forward_credentials: bool) -> Responder {
+        let options = responder(OnUnavailable::Deny).options;
+        let credential_sources = credential_sources.to_vec();
+        Responder::new(ResponseOptions { credential_sources, forward_credentials, ..options })
+    }
+
+    #[test]
+    fn what_carries_keys_does_not_go_upstream_however_it_is_spelled() {
+        let header = |name: &str| CredentialSource::Header(name.into());
+        let sources = [header("x-team-key"), header("x-api-key"), CredentialSource::Query("key".into())];
+        let sent = ["x_api-key", "x-api_key", "x-team_key", "x_teams_key", "accept_language", "x-other"];
+        let (headers, query) = removed(&with_sources(&sources, false), "/v1?a=b&key=1&k%65y=2", &sent);
+        for name in [
+            "authorization",
+            "x-api-key",
+            "api-key",
+            "x-goog-api-key",
+            "x-team-key",
+            "x_team_key",
+            "x_api-key",
+        ] {
+            let times = headers.iter().filter(|other| *other == name).count();
+            assert_eq!(times, 1, "{name} in {headers:?}");
+        }
+        for name in ["x_teams_key", "accept_language", "x-other", "authorization_", ""] {
+            assert!(headers.iter().all(|other| other != name), "{name} was taken away: {headers:?}");
+        }
+        assert_eq!(query, ["key", "k%65y"]);
+
+        let (headers, query) = removed(&with_sources(&sources, true), "/v1?key=1", &sent);
+        assert!(!headers.iter().any(|name| name.contains("api") || name.contains("team")), "{headers:?}");
+        assert_eq!(query, [""; 0]);
+    }
+
+    #[test]
+    fn statuses_of_http_become_those_of_grpc() {
+        let statuses = [400, 401, 402, 403, 429, 503].map(|status| (status, grpc_status(status)));
+        assert_eq!(statuses, [(400, 3), (401, 16), (402, 8), (403, 7), (429, 8), (503, 14)]);
+        assert_ne!(grpc_status(200), 0);
+    }
+
+    #[test]
+    fn headers_that_replace_the_path_are_known_however_they_are_spelled() {
+        for name in ["x-original-url", "X-Original-URL", "x_rewrite_url", "x-http-method-override"] {
+            assert!(takes_the_place_of_the_path(name), "{name}");
+        }
+        for name in ["x-original-uri", "x-original-url-2", "x-original", "accept", ""] {
+            assert!(!takes_the_place_of_the_path(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_wait_is_rounded_up_to_whole_seconds() {
+        let waits = [0, 1, 999, 1000, 1001, 59_000].map(|wait| whole_seconds(Duration::from_millis(wait)));
+        assert_eq!(waits, [1, 1, 1, 1, 2, 59]);
     }
 }
