@@ -102,6 +102,23 @@ fn an_ambiguous_path_matters_only_to_keys_with_a_list_of_endpoints_or_models() {
     assert_eq!(decide(&open, &odd), Ok(()));
 }
 
+/// Headers that replace the path must not go upstream then.
+#[test]
+fn a_permit_says_whether_the_path_had_a_say() {
+    let by_path = |rules: &PolicyRules, endpoints: Option<&str>, models: Option<&str>| {
+        let mut row = restricted();
+        row.allowed_endpoints = endpoints.map(Into::into);
+        row.allowed_models = models.map(Into::into);
+        permit(&DenyList::default(), rules, &row, &request()).unwrap().is_by_path()
+    };
+    let none = PolicyRules::default();
+    assert!(!by_path(&none, None, None));
+    assert!(by_path(&none, Some("[\"POST /v1/chat/*\"]"), None));
+    assert!(by_path(&none, None, Some("[\"gpt-*\"]")));
+    let scopes = PolicyRules { scope_paths: "/v1/**=chat".parse().unwrap(), ..PolicyRules::default() };
+    assert!(by_path(&scopes, None, None));
+}
+
 #[test]
 fn a_superuser_s_key_has_all_scopes_but_nothing_else() {
     let mut row = restricted();
