@@ -6,6 +6,7 @@
 """
 
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -43,6 +44,8 @@ PARTS = {
 
 
 def main():
+    # So that what was started ends with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: stopped"))
     wanted = sys.argv[1:] or list(PARTS)
     for tool, package in (("valgrind", "valgrind"), ("h2load", "nghttp2-client")):
         if not shutil.which(tool):
