@@ -101,7 +101,7 @@ sbom: ## Write a bill of materials (CycloneDX 1.6) of the program into target/
 	@echo target/keyward.cdx.json
 
 .PHONY: mutants
-mutants: ## Change the deciding code in every way and see a unit test notice (F=src/domain/key.rs for one file)
+mutants: ## Change the deciding code in every way and see a unit test notice: hours (F=src/domain/key.rs for one file)
 	@scripts/install-tools.sh mutants
 	@.tools/bin/cargo-mutants mutants --jobs 1 $(if $(F),--no-config --cargo-arg=--lib -f $(F))
 
